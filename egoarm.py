@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\negoarm: stopped; the same command again goes on from what is done", file=sys.stderr)
         return 130
-    except (ValueError, FileNotFoundError, FileExistsError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         if os.environ.get("EGOARM_DEBUG"):
             raise
         print(f"egoarm: error: {_explain(error)}", file=sys.stderr)
@@ -98,7 +98,7 @@ def compose(command: Command, words: Sequence[str]) -> Any:
         values[field] = bare if command.positional.endswith("*") else bare[0]
     cls = _load(command.dataclass)
     try:
-        return dacite.from_dict(cls, _tuples(values), dacite.Config(strict=True, cast=[float]))
+        return dacite.from_dict(cls, _tuples(values), dacite.Config(strict=True, type_hooks={float: _as_float}))
     except dacite.WrongTypeError as error:
         raise ValueError(
             f"{error.field_path}={error.value!r} has the wrong type: expected {error.field_type}, "
@@ -150,6 +150,10 @@ def _override_error(command: Command, overrides: Sequence[str], error: Exception
     return f"cannot read the overrides {list(overrides)}: {str(error).splitlines()[0]}"
 
 
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
 def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _tuples(item) for key, item in value.items()}
@@ -162,7 +166,8 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = error.filename or "the output directory"
         return f"the disk is full while writing {where}; nothing half-written was kept. Free some space and run the same command again"
-    return str(error) or type(error).__name__
+    hint = "" if isinstance(error, (ValueError, OSError)) else " (EGOARM_DEBUG=1 shows the traceback)"
+    return (str(error) or type(error).__name__) + hint
 
 
 def _overview() -> str:

@@ -1,0 +1,58 @@
+"""Statistics of success rates: thin, named layers over statsmodels and scipy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy.stats import binomtest
+from statsmodels.stats.proportion import proportion_confint
+
+
+def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson score interval of a success rate (Wilson 1927), both ends in [0, 1].
+
+    Raises:
+        ValueError: with no episodes, or more successes than episodes.
+    """
+    if episodes <= 0 or not 0 <= successes <= episodes:
+        raise ValueError(f"{successes} successes of {episodes} episodes: expected 0 <= successes <= episodes, episodes > 0")
+    low, high = proportion_confint(successes, episodes, alpha=1 - confidence, method="wilson")
+    # The score interval touches 0 or 1 exactly at the ends; the formula misses them by a rounding error.
+    return (0.0 if successes == 0 else float(low)), (1.0 if successes == episodes else float(high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTest:
+    """Two policies on the same seeds: `wins` only the first solved, `losses` only the second, and the exact p-value."""
+
+    wins: int
+    losses: int
+    both: int
+    neither: int
+    p_value: float
+
+    @property
+    def episodes(self) -> int:
+        return self.wins + self.losses + self.both + self.neither
+
+    @property
+    def difference(self) -> float:
+        """Success rate of the first less that of the second, in [-1, 1]."""
+        return (self.wins - self.losses) / self.episodes
+
+
+def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
+    """Exact two-sided McNemar test: under the null, each discordant pair is a fair coin (McNemar 1947; binomial form).
+
+    Args:
+        first, second: success per episode, paired by position (same task and seed).
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"paired test of {len(first)} and {len(second)} episodes: expected equal numbers, at least one")
+    pairs = list(zip(map(bool, first), map(bool, second), strict=True))
+    wins, losses = pairs.count((True, False)), pairs.count((False, True))
+    p_value = float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0
+    return PairedTest(
+        wins=wins, losses=losses, both=pairs.count((True, True)), neither=pairs.count((False, False)), p_value=p_value
+    )
