@@ -1,15 +1,15 @@
 """One ego clip, as every part of EgoArm sees it.
 
-A clip holds a few seconds of egocentric video and whatever is known about it. Only ``key`` is always there: a modality that
-a data set lacks, or that a reader was not asked to decode, is ``None`` (or empty, for text).
+A clip holds a few seconds of egocentric video and whatever is known about it. Only ``key`` is always there: a modality
+that a data set lacks, or that a reader was not asked to decode, is ``None`` (or empty, for text).
 
 Axis letters: T video frames, H and W pixels, C camera samples, G gaze samples.
 
 Conventions
-- Images are RGB, upright, row 0 on top. A pixel coordinate (x, y) has its origin at the outer corner of the top left pixel, so
-  the centre of that pixel is (0.5, 0.5).
-- ``world_from_camera`` maps a point of the camera frame to the world, ``p_world = world_from_camera @ p_camera``. The camera
-  frame is OpenCV's: x right, y down, z forward. Lengths are metres.
+- Images are RGB, upright, row 0 on top. A pixel coordinate (x, y) has its origin at the outer corner of the top left
+  pixel, so the centre of that pixel is (0.5, 0.5).
+- ``world_from_camera`` maps a point of the camera frame to the world, ``p_world = world_from_camera @ p_camera``. The
+  camera frame is OpenCV's: x right, y down, z forward. Lengths are metres.
 - Depth is metric, along the optical axis (not along the ray). 0 means "not known".
 - Segmentation holds an id a pixel: 0 background, 1 left hand, 2 right hand, 3 and up objects; ``labels`` names them.
 - Time 0 is the start of the clip. Camera sample i is at ``i / camera_hz``, gaze sample i at ``i / gaze_hz``.
@@ -121,8 +121,8 @@ def check_content(clip: Clip) -> None:
     """Checks the values of a clip before it is stored.
 
     Raises:
-        ValueError: times that do not increase, depth that is negative or not finite, a pose that is not a rigid motion, half a
-            gaze point, an id without a label, facts or meta that are not JSON.
+        ValueError: times that do not increase, depth that is negative or not finite, a pose that is not a rigid motion,
+            half a gaze point, an id without a label, facts or meta that are not JSON.
     """
     times_s = clip.rgb_times_s
     if times_s is not None and not (np.isfinite(times_s).all() and (np.diff(times_s) > 0).all()):
@@ -139,7 +139,8 @@ def check_content(clip: Clip) -> None:
         unnamed = sorted(set(present.tolist()) - {BACKGROUND_ID} - set(clip.labels))
         if unnamed:
             raise ValueError(
-                f"clip {clip.key!r}: {name} holds ids {unnamed} that labels does not name; labels has {sorted(clip.labels)}"
+                f"clip {clip.key!r}: {name} holds ids {unnamed} that labels does not name; "
+                f"labels has {sorted(clip.labels)}"
             )
     if clip.world_from_camera is not None:
         _check_rigid(clip.key, clip.world_from_camera)
