@@ -1,0 +1,1 @@
+"""From ego clips to encoder artifacts."""
