@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from policies.backbone import Backbone
 from policies.policy import Observation, Policy, PolicySpec
 from pretrain.artifact import Artifact
-from pretrain.encoder import VideoEncoder, rebuild_encoder
+from pretrain.encoder import ARCHITECTURES, EncoderSpec, VideoEncoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,5 +69,6 @@ def restore(spec: PolicySpec, config: Mapping[str, Any], artifact: Artifact) -> 
     """The untrained network that an artifact's tensors fit, its encoder included."""
     encoder = None
     if spec.cameras:
-        encoder = rebuild_encoder(config["encoder"]["name"], config["encoder"]["config"])
+        stored = config["encoder"]
+        encoder = ARCHITECTURES[stored["architecture"]](stored["config"], EncoderSpec.from_json(stored["spec"]))
     return BCPolicy(spec, BCConfig(**config["bc"]), encoder)

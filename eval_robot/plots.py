@@ -1,0 +1,85 @@
+"""Plots of a report, as SVG text."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from eval_robot.compare import Comparison
+
+COLOURS = ("#9aa7b2", "#e0a458", "#0b6e99", "#2d9d5c", "#8661c1", "#c0504d")
+_STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "egoarm"}
+
+
+def success_bars(comparison: Comparison) -> Figure:
+    """Success rate a task and row, with Wilson intervals."""
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(2.6 + 2.3 * len(comparison.tasks), 3.2), layout="constrained")
+        width = 0.8 / len(comparison.labels)
+        for row, label in enumerate(comparison.labels):
+            cells = [comparison.cells[label, task] for task in comparison.tasks]
+            places = [column + (row - (len(comparison.labels) - 1) / 2) * width for column in range(len(cells))]
+            heights = [100 * cell.rate for cell in cells]
+            below = [100 * (cell.rate - cell.interval[0]) for cell in cells]
+            above = [100 * (cell.interval[1] - cell.rate) for cell in cells]
+            axis.bar(places, heights, 0.92 * width, color=COLOURS[row % len(COLOURS)], label=label)
+            axis.errorbar(places, heights, [below, above], fmt="none", ecolor="#1c2733", elinewidth=1.2, capsize=3)
+        axis.set_xticks(range(len(comparison.tasks)), [task.split("/")[-1] for task in comparison.tasks])
+        axis.set_ylim(0, 100)
+        axis.set_ylabel("success rate, % (Wilson 95 %)")
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def learning_curves(paths: Sequence[str | Path]) -> Figure:
+    """One panel a metrics.jsonl file, named after the run's directory: every "loss" series against the step."""
+    with plt.rc_context(_STYLE):
+        columns = min(4, len(paths))
+        rows = -(-len(paths) // columns)
+        figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.4 * rows), squeeze=False, layout="constrained")
+        for axis, path in zip(axes.flat, paths, strict=False):
+            series = read_metrics(path)
+            for name, points in series.items():
+                axis.plot([step for step, _ in points], [value for _, value in points], linewidth=1.2, label=name)
+            axis.set_title(Path(path).parent.name, fontsize=9)
+            axis.set_xlabel("step")
+            axis.set_yscale("log")
+            axis.legend(frameon=False, fontsize=7)
+        for axis in axes.flat[len(paths) :]:
+            axis.set_axis_off()
+    return figure
+
+
+def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
+    """Series of a training log: {name: [(step, value), ...]} for every name that ends in "loss" and is positive."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); train again") from error
+        for name, value in row.items():
+            if name.endswith("loss") and isinstance(value, int | float) and value > 0:
+                series.setdefault(name, []).append((int(row["step"]), float(value)))
+    return series
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as an <svg> element that can stand in a page."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    return text.getvalue()[text.getvalue().index("<svg") :]
+
+
+def to_png(figure: Figure, path: str | Path, dpi: int = 150) -> None:
+    figure.savefig(path, dpi=dpi)
+    plt.close(figure)
