@@ -30,17 +30,19 @@ from pretrain.clips.schema import Clip
 FORMAT = "egoarm-clips"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-_TEMPORARY_PREFIX = ".tmp-"
+# pretrain.artifact has atomic writes too, but brings in torch, which would cost each worker process seconds and memory.
+_TEMPORARY_PREFIX = ".egoarm-tmp-"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """What the manifest says of one shard."""
+    """What the manifest says of one shard. ``duration_s`` adds up the clips whose frame times are known."""
 
     name: str
     sha256: str
     bytes: int
     clips: int
+    duration_s: float
 
 
 def shard_name(index: int) -> str:
@@ -66,6 +68,7 @@ class ShardWriter:
         self.path = path
         self.entry: ShardEntry | None = None
         self._keys: set[str] = set()
+        self._duration_s = 0.0
 
     def __enter__(self) -> "ShardWriter":
         self._context = atomic_file(self.path)
@@ -77,6 +80,7 @@ class ShardWriter:
         if clip.key in self._keys:
             raise ValueError(f"clip key {clip.key!r} occurs twice in {self.path.name}; keys must be unique in a store")
         self._keys.add(clip.key)
+        self._duration_s += clip.duration_s or 0.0
         for name, data in encode_clip(clip).items():
             member = tarfile.TarInfo(f"{clip.key}.{name}")
             member.size = len(data)
@@ -93,6 +97,7 @@ class ShardWriter:
                     sha256=sha256_file(Path(self._file.name)),
                     bytes=os.path.getsize(self._file.name),
                     clips=len(self._keys),
+                    duration_s=round(self._duration_s, 6),
                 )
             except BaseException as closing_error:
                 self._context.__exit__(type(closing_error), closing_error, closing_error.__traceback__)
@@ -100,31 +105,24 @@ class ShardWriter:
         self._context.__exit__(error_type, error, traceback)
 
 
-def make_manifest(
-    *, kind: str, seed: int, clips_per_shard: int, identity: dict[str, Any], entries: list[ShardEntry], first_clip: Clip
-) -> dict[str, Any]:
+def make_manifest(*, identity: dict[str, Any], entries: list[ShardEntry], first_clip: Clip) -> dict[str, Any]:
     """The manifest of a finished store. Holds no times, host or paths: the same store gives the same bytes.
 
     Args:
-        kind: what made the clips, e.g. "synthetic".
-        seed: seed of the generator.
-        clips_per_shard: clips in each shard but the last.
-        identity: what decides the content: generator settings and package versions.
+        identity: what decides the content: kind, seed, clips_per_shard, generator settings and package versions.
         entries: the shards in order.
         first_clip: a whole clip, for the shapes that ``modalities`` lists; other clips may differ in length.
     """
     return {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "seed": seed,
-        "clips_per_shard": clips_per_shard,
         **identity,
         "modalities": describe_modalities(first_clip),
         "totals": {
             "clips": sum(entry.clips for entry in entries),
             "shards": len(entries),
             "bytes": sum(entry.bytes for entry in entries),
+            "duration_s": round(sum(entry.duration_s for entry in entries), 6),
         },
         "shards": [asdict(entry) for entry in entries],
     }

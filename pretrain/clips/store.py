@@ -50,9 +50,7 @@ class ClipStore:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        data = _read_manifest(self.path)
-        self.manifest, self.shards = _parse_manifest(self.path, data)
-        self.manifest_sha256 = _sha256(data)
+        self.manifest, self.shards, self.manifest_sha256 = read_manifest(self.path)
         self._ends = list(accumulate(entry.clips for entry in self.shards))
         self._check_sizes()
         self._indices: dict[int, list[_ClipIndex]] = {}
@@ -234,19 +232,26 @@ def _decode_sample(sample: dict[str, Any], fields: Sequence[str] | None) -> Clip
         raise ValueError(f"{sample['__url__']}: {error}; {_REMEDY}") from None
 
 
-def _read_manifest(path: Path) -> bytes:
+def read_manifest(path: Path) -> tuple[dict[str, Any], list[ShardEntry], str]:
+    """The manifest of a store, its shards, and the sha256 of its bytes.
+
+    Raises:
+        FileNotFoundError: no such directory, or no manifest in it.
+        ValueError: not a manifest, a damaged one, or one of another format version.
+    """
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such clip store; make one with: egoarm clips synth out={path}")
     manifest_path = path / MANIFEST_NAME
     if not manifest_path.is_file():
-        shards = len(list(path.glob("shard-*.tar")))
-        state = f"{shards} shards but no {MANIFEST_NAME}: it was not finished" if shards else f"no {MANIFEST_NAME}"
+        n_shards = len(list(path.glob("shard-*.tar")))
+        state = f"{n_shards} shards but no {MANIFEST_NAME}: it was not finished" if n_shards else f"no {MANIFEST_NAME}"
         raise FileNotFoundError(f"{path}: {state}; run the egoarm clips command that makes it (again)")
-    return manifest_path.read_bytes()
+    data = manifest_path.read_bytes()
+    manifest, shards = _parse_manifest(manifest_path, data)
+    return manifest, shards, hashlib.sha256(data).hexdigest()
 
 
-def _parse_manifest(path: Path, data: bytes) -> tuple[dict[str, Any], list[ShardEntry]]:
-    manifest_path = path / MANIFEST_NAME
+def _parse_manifest(manifest_path: Path, data: bytes) -> tuple[dict[str, Any], list[ShardEntry]]:
     remedy = "restore it, or make the store again in a new directory"
     try:
         manifest = json.loads(data)
@@ -271,7 +276,3 @@ def _parse_manifest(path: Path, data: bytes) -> tuple[dict[str, Any], list[Shard
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{manifest_path}: damaged ({type(error).__name__}: {error}); {remedy}") from None
     return manifest, shards
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,334 @@
+"""Making a store: in parallel over shards, resumable, and the same bytes on every run.
+
+One shard is one unit of work. A run that is stopped at any moment leaves whole shards, each with its sidecar, and
+temporary files that the next run removes; the same call then goes on with the shards that are not there. A shard that
+was filled only in part because the store ended in it is made anew when the store grows.
+"""
+
+import errno
+import fcntl
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from pretrain.clips.codec import decode_clip
+from pretrain.clips.schema import Clip
+from pretrain.clips.shards import (
+    MANIFEST_NAME,
+    ShardEntry,
+    ShardWriter,
+    make_manifest,
+    remove_temporary_files,
+    sha256_file,
+    shard_name,
+    sidecar_path,
+    sync_directory,
+    write_json,
+)
+from pretrain.clips.store import read_manifest, scan_tar
+
+# (index of the clip in the store) -> the clip. Must be picklable: it runs in spawned processes.
+GenerateClip = Callable[[int], Clip]
+
+_DISK_ERRORS = {
+    errno.ENOSPC: "the disk is full; free some space, or write to another disk with out=",
+    errno.EDQUOT: "the disk quota is used up; free some space, or write to another disk with out=",
+    errno.EACCES: "permission denied; choose another place with out=",
+    errno.EROFS: "the file system is read-only; choose another place with out=",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """What a build did: clips in the store, and how many of them were there before."""
+
+    clips: int
+    kept_clips: int
+    shards: int
+    bytes: int
+
+
+def build_store(
+    directory: Path,
+    generate: GenerateClip,
+    *,
+    kind: str,
+    seed: int,
+    settings: dict[str, Any],
+    versions: dict[str, str | None],
+    n_clips: int,
+    clips_per_shard: int,
+    workers: int = 0,
+) -> BuildResult:
+    """Makes, continues or checks a store of ``n_clips`` clips.
+
+    Args:
+        directory: where; made if need be.
+        generate: makes the clip of an index; a pure function of the index (it may be called again for the same one).
+        kind: what makes the clips, e.g. "synthetic".
+        seed: what ``generate`` was given, for the manifest.
+        settings: what else decides the content of the clips; plain JSON. A finished shard is kept only if they are equal.
+        versions: versions of the packages that decide the content.
+        n_clips: clips in the finished store.
+        clips_per_shard: clips in each shard but the last.
+        workers: processes; 0 = one a core; 1 = none but this one.
+
+    Raises:
+        ValueError: the directory holds a store made with other settings or more clips, another run writes to it, the disk
+            is full, or a clip is wrong; what was finished is kept.
+        RuntimeError: a worker process died.
+    """
+    identity = {
+        "kind": kind,
+        "seed": seed,
+        "clips_per_shard": clips_per_shard,
+        "config": settings,
+        "versions": versions,
+    }
+    plan = [min(clips_per_shard, n_clips - start) for start in range(0, n_clips, clips_per_shard)]
+    with _explained_disk_errors(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        with _exclusive(directory):
+            remove_temporary_files(directory)
+            found = _find_entries(directory, identity)
+            _check_growth(directory, found, plan, n_clips)
+            kept = {index: entry for index, entry in found.items() if _is_whole(directory, entry, plan[index])}
+            kept_clips = sum(entry.clips for entry in kept.values())
+            if (directory / MANIFEST_NAME).exists():
+                if len(kept) == len(plan):
+                    return _result(list(kept.values()), kept_clips)
+                _reopen(directory, kept, identity)
+            missing = [
+                _Unit(directory, i, i * clips_per_shard, plan[i], identity) for i in range(len(plan)) if i not in kept
+            ]
+            made = _make_shards(missing, generate, workers, n_clips=n_clips, kept_clips=kept_clips)
+            entries = [entry for _, entry in sorted({**kept, **made}.items())]
+            first_clip = _read_first(directory / entries[0].name)
+            write_json(
+                directory / MANIFEST_NAME, make_manifest(identity=identity, entries=entries, first_clip=first_clip)
+            )
+            for index in range(len(entries)):
+                sidecar_path(directory, index).unlink(missing_ok=True)
+    return _result(entries, kept_clips)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One shard to make."""
+
+    directory: Path
+    index: int
+    first_clip: int
+    clips: int
+    identity: dict[str, Any]
+
+
+def _make_shard(unit: _Unit, generate: GenerateClip, report: Callable[[], None]) -> ShardEntry:
+    with ShardWriter(unit.directory / shard_name(unit.index)) as writer:
+        for index in range(unit.first_clip, unit.first_clip + unit.clips):
+            writer.write(generate(index))
+            report()
+    assert writer.entry is not None
+    write_json(sidecar_path(unit.directory, unit.index), {"shard": asdict(writer.entry), **unit.identity})
+    return writer.entry
+
+
+def _make_shards(
+    units: list[_Unit], generate: GenerateClip, workers: int, *, n_clips: int, kept_clips: int
+) -> dict[int, ShardEntry]:
+    workers = min(workers or len(os.sched_getaffinity(0)), len(units))
+    with tqdm(total=n_clips, initial=kept_clips, unit="clip", desc="clips", disable=None, smoothing=0.1) as progress:
+        if workers <= 1:
+            return {unit.index: _make_shard(unit, generate, progress.update) for unit in units}
+        return _make_shards_in_processes(units, generate, workers, progress)
+
+
+def _make_shards_in_processes(
+    units: list[_Unit], generate: GenerateClip, workers: int, progress: "tqdm[Any]"
+) -> dict[int, ShardEntry]:
+    # Spawned and not forked: a GL context or a thread pool of this process would not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    reports = context.SimpleQueue()
+    before = set(multiprocessing.active_children())
+    executor = ProcessPoolExecutor(workers, context, _start_worker, (generate, reports))
+    try:
+        units_of = {executor.submit(_work, unit): unit for unit in units}
+        made: dict[int, ShardEntry] = {}
+        waiting: set[Future[ShardEntry]] = set(units_of)
+        while waiting:
+            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not reports.empty():
+                progress.update(reports.get())
+            for future in done:
+                made[units_of[future].index] = future.result()
+        while not reports.empty():
+            progress.update(reports.get())
+        executor.shutdown()
+        return made
+    except BrokenProcessPool:
+        raise RuntimeError(
+            f"a worker process died while making {units[0].directory} (killed, or out of memory?); finished shards are "
+            "kept: run the same command again, with fewer workers if memory is short"
+        ) from None
+    except BaseException:
+        executor.shutdown(wait=False, cancel_futures=True)
+        raise
+    finally:
+        # After an error the workers may be in the middle of a clip: nothing of it is wanted.
+        for process in set(multiprocessing.active_children()) - before:
+            process.kill()
+            process.join()
+        remove_temporary_files(units[0].directory)
+
+
+_worker_generate: GenerateClip | None = None
+_worker_report: Callable[[], None] | None = None
+
+
+def _start_worker(generate: GenerateClip, reports: Any) -> None:
+    global _worker_generate, _worker_report
+    _worker_generate = generate
+    _worker_report = partial(reports.put, 1)
+    # Ctrl-C reaches the whole process group; the main process decides what follows.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # One process a core is the parallelism here: the software GL would start threads of its own.
+    os.environ.setdefault("LP_NUM_THREADS", "1")
+    # If the main process is killed, its workers would wait for work for ever.
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
+
+
+def _exit_with(sentinel: int) -> None:
+    multiprocessing.connection.wait([sentinel])
+    os._exit(1)
+
+
+def _work(unit: _Unit) -> ShardEntry:
+    assert _worker_generate is not None and _worker_report is not None
+    return _make_shard(unit, _worker_generate, _worker_report)
+
+
+def _find_entries(directory: Path, identity: dict[str, Any]) -> dict[int, ShardEntry]:
+    """The shards that are said to be finished, by index. Raises ValueError if they were made in another way."""
+    found: dict[int, ShardEntry] = {}
+    if (directory / MANIFEST_NAME).exists():
+        manifest, entries, _ = read_manifest(directory)
+        _check_identity(directory, manifest, identity)
+        found.update(enumerate(entries))
+    for path in sorted(directory.glob("shard-*.json")):
+        sidecar = json.loads(path.read_bytes())
+        _check_identity(directory, sidecar, identity)
+        found[int(path.stem.removeprefix("shard-"))] = ShardEntry(**sidecar["shard"])
+    return found
+
+
+def _check_identity(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    # Through JSON, so that tuples and lists compare equal.
+    differences = _differences(old, json.loads(json.dumps(new)), "")
+    if differences:
+        raise ValueError(
+            f"{directory} holds clips made in another way: {'; '.join(differences)}; give the old values, choose another "
+            "out=, or delete that directory"
+        )
+
+
+def _differences(old: Any, new: dict[str, Any], prefix: str) -> list[str]:
+    lines: list[str] = []
+    for name, value in new.items():
+        before = old.get(name) if isinstance(old, dict) else None
+        if isinstance(value, dict):
+            lines += _differences(before, value, f"{prefix}{name}.")
+        elif before != value:
+            lines.append(f"{prefix}{name} was {before!r}, now {value!r}")
+    return lines
+
+
+def _check_growth(directory: Path, found: dict[int, ShardEntry], plan: list[int], n_clips: int) -> None:
+    if any(index >= len(plan) or entry.clips > plan[index] for index, entry in found.items()):
+        clips = sum(entry.clips for entry in found.values())
+        raise ValueError(
+            f"{directory} already holds {clips} clips, more than n={n_clips}: a store can grow but not shrink; "
+            "give a larger n, choose another out=, or delete that directory"
+        )
+
+
+def _is_whole(directory: Path, entry: ShardEntry, clips: int) -> bool:
+    path = directory / entry.name
+    return (
+        entry.clips == clips
+        and path.is_file()
+        and path.stat().st_size == entry.bytes
+        and sha256_file(path) == entry.sha256
+    )
+
+
+def _reopen(directory: Path, kept: dict[int, ShardEntry], identity: dict[str, Any]) -> None:
+    """Turns a finished store back into one in the making: first the sidecars, so that no moment loses the shards."""
+    for index, entry in kept.items():
+        write_json(sidecar_path(directory, index), {"shard": asdict(entry), **identity})
+    (directory / MANIFEST_NAME).unlink()
+    sync_directory(directory)
+
+
+def _read_first(path: Path) -> Clip:
+    first = scan_tar(path)[0]
+    with path.open("rb") as file:
+        members = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in first.members.items()}
+    return decode_clip(first.key, members.__getitem__, tuple(members))
+
+
+def _result(entries: list[ShardEntry], kept_clips: int) -> BuildResult:
+    return BuildResult(
+        clips=sum(entry.clips for entry in entries),
+        kept_clips=kept_clips,
+        shards=len(entries),
+        bytes=sum(entry.bytes for entry in entries),
+    )
+
+
+@contextmanager
+def _exclusive(directory: Path) -> Iterator[None]:
+    """Lets one run at a time write to a directory. The lock ends with the process, however it ends."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{directory}: another run is writing clips there; wait for it or choose another out="
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _explained_disk_errors(directory: Path) -> Iterator[None]:
+    """Turns the errors that only the user can mend into one message."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise ValueError(
+            f"cannot write clips to {directory}: {error.filename} is a file; choose another out="
+        ) from None
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise ValueError(
+            f"cannot write clips to {directory}: {_DISK_ERRORS[error.errno]}; whole shards are kept and the same "
+            "command goes on from there"
+        ) from error
