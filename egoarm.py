@@ -81,17 +81,22 @@ def compose(command: Command, words: Sequence[str]) -> Any:
 
     overrides = [word for word in words if "=" in word]
     bare = [word for word in words if "=" not in word]
-    if bare and not command.positional:
-        raise ValueError(f"'{bare[0]}' is not an override; write key=value, with one of: {_keys(command)}")
     GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        defaults = OmegaConf.to_container(hydra_compose(command.config))
+        assert isinstance(defaults, dict)
+        keys = _flat_keys(defaults)
+        if bare and not command.positional:
+            raise ValueError(f"'{bare[0]}' is not an override; write key=value, with one of: {', '.join(keys)}")
+        try:
             composed = hydra_compose(command.config, overrides)
-        values = OmegaConf.to_container(composed, resolve=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ValueError(_override_error(command, overrides, error)) from error
+            values = OmegaConf.to_container(composed, resolve=True)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ValueError(_override_error(keys, overrides, error)) from error
     assert isinstance(values, dict)
     field = command.positional.removesuffix("*")
+    if missing := [key for key, value in values.items() if value == "???" and not (bare and key == field)]:
+        raise ValueError(f"{', '.join(f'{key}=' for key in missing)} must be given; egoarm COMMAND --help says what it is")
     if bare:
         if not command.positional.endswith("*") and len(bare) > 1:
             raise ValueError(f"one {field} expected, {len(bare)} given: {' '.join(bare)}")
@@ -126,21 +131,14 @@ def _load(target: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def _yaml_keys(values: dict[str, Any], prefix: str = "") -> list[str]:
+def _flat_keys(values: dict[Any, Any], prefix: str = "") -> list[str]:
     keys: list[str] = []
     for key, value in values.items():
-        keys += _yaml_keys(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [f"{prefix}{key}"]
+        keys += _flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [f"{prefix}{key}"]
     return keys
 
 
-def _keys(command: Command) -> str:
-    import yaml
-
-    return ", ".join(_yaml_keys(yaml.safe_load((CONFIGS / f"{command.config}.yaml").read_text()) or {}))
-
-
-def _override_error(command: Command, overrides: Sequence[str], error: Exception) -> str:
-    keys = _keys(command).split(", ")
+def _override_error(keys: Sequence[str], overrides: Sequence[str], error: Exception) -> str:
     for override in overrides:
         key = override.split("=", 1)[0].lstrip("+~")
         if key not in keys and not any(known.startswith(key + ".") for known in keys):
@@ -148,16 +146,6 @@ def _override_error(command: Command, overrides: Sequence[str], error: Exception
             hint = f"did you mean '{close[0]}'? " if close else ""
             return f"unknown override '{key}': {hint}This command takes: {', '.join(keys)}"
     return f"cannot read the overrides {list(overrides)}: {str(error).splitlines()[0]}"
-
-
-def _as_float(value: Any) -> Any:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _tuples(item) for key, item in value.items()}
-    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _explain(error: BaseException) -> str:

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from envs.shifts import level_entry
-from envs.tasks import make_env, task_entry
+from envs.tasks import find_level, find_task, make_env
 from envs.vector import VectorEnv
 from eval_robot.protocol import check_disjoint, protocol
 from eval_robot.records import FORMAT, EpisodeRecord, EvalReport
@@ -44,9 +43,9 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         if self.task is not None:
-            task_entry(self.task)
+            find_task(self.task)
         if self.level is not None:
-            level_entry(self.level)
+            find_level(self.level)
         protocol(self.split).seeds(self.episodes)
         if self.envs < 1 or self.videos < 0 or self.workers < 0 or self.threads < 0:
             raise ValueError(f"envs={self.envs}, videos={self.videos}, workers={self.workers}, threads={self.threads}: expected envs >= 1, the others >= 0")

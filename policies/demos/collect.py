@@ -16,8 +16,7 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from envs.shifts import level_entry
-from envs.tasks import make_env, task_entry
+from envs.tasks import find_level, find_task, make_env
 from policies.demos.hdf5 import GYM_ENV_TYPE, DemoFile, Episode, write_episode, write_header
 from pretrain.artifact import atomic_write_text
 
@@ -36,8 +35,8 @@ class DemosConfig:
     workers: int
 
     def __post_init__(self) -> None:
-        task_entry(self.task)
-        level_entry(self.level)
+        find_task(self.task)
+        find_level(self.level)
         last = self.first_seed + MAX_ATTEMPTS_PER_DEMO * self.episodes
         if self.episodes < 1 or self.first_seed not in DEMO_SEEDS or last > DEMO_SEEDS.stop:
             raise ValueError(
