@@ -1,0 +1,129 @@
+"""EgoDTM's depth decoder: a few queries read all frames' tokens, each names a depth and paints where it applies.
+
+Of Mask2Former it has the queries and the mask embedding (arXiv 2112.01527), of AdaBins the adaptive bins
+(arXiv 2011.14141). The number of frames is free: nothing here knows T.
+
+Axes: B batch, T frames, Q queries, C channels, N = T * h * w memory tokens, H W the depth map, S stages.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+# Keeps every bin at least this wide before normalisation, so that no bin collapses.
+MINIMUM_BIN = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DepthDecoderConfig:
+    """Size of the depth head. `scale`: side of the depth map over side of the patch grid (1, 2, 4 or 8)."""
+
+    width: int = 96
+    layers: int = 2
+    heads: int = 4
+    feedforward: int = 384
+    queries: int = 8
+    scale: int = 4
+
+    def __post_init__(self) -> None:
+        for field in ("width", "layers", "heads", "feedforward", "queries"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"decoder.{field}: expected at least 1, got {getattr(self, field)}")
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"decoder.width: {self.width} must be a multiple of 4 and of heads {self.heads}")
+        if self.scale not in (1, 2, 4, 8):
+            raise ValueError(f"decoder.scale: expected 1, 2, 4 or 8, got {self.scale}")
+
+
+class DecoderLayer(nn.Module):
+    """Post-norm, in this order: cross-attention to the memory, self-attention among queries, feed-forward (ReLU)."""
+
+    def __init__(self, config: DepthDecoderConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.cross_attention = nn.MultiheadAttention(width, config.heads, batch_first=True)
+        self.cross_norm = nn.LayerNorm(width)
+        self.self_attention = nn.MultiheadAttention(width, config.heads, batch_first=True)
+        self.self_norm = nn.LayerNorm(width)
+        self.feedforward = nn.Sequential(
+            nn.Linear(width, config.feedforward), nn.ReLU(), nn.Linear(config.feedforward, width)
+        )
+        self.feedforward_norm = nn.LayerNorm(width)
+
+    def forward(
+        self, queries: Float[Tensor, "B Q C"], position: Float[Tensor, "Q C"], memory: Float[Tensor, "B N C"]
+    ) -> Float[Tensor, "B Q C"]:
+        # The keys carry no positions of their own: the tokens come from a ViT that put its positions in.
+        read, _ = self.cross_attention(queries + position, memory, memory, need_weights=False)
+        queries = self.cross_norm(queries + read)
+        placed = queries + position
+        read, _ = self.self_attention(placed, placed, queries, need_weights=False)
+        queries = self.self_norm(queries + read)
+        return self.feedforward_norm(queries + self.feedforward(queries))
+
+
+class DepthDecoder(nn.Module):
+    """Predicts inverse depth in (0, 1) from the queries as they start and after every layer: S = layers + 1 stages."""
+
+    def __init__(self, config: DepthDecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.query_content = nn.Parameter(torch.empty(config.queries, width))
+        self.query_position = nn.Parameter(torch.empty(config.queries, width))
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
+        self.head_norm = nn.LayerNorm(width)
+        self.bin_head = nn.Linear(width, 1)
+        self.mask_embed = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width)
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.query_content)
+        nn.init.normal_(self.query_position)
+        for layer in self.layers:
+            for parameter in layer.parameters():
+                if parameter.ndim > 1:
+                    nn.init.xavier_uniform_(parameter)
+
+    def forward(
+        self,
+        memory: Float[Tensor, "B N C"],
+        mask_features: Float[Tensor, "B T C H W"],
+        *,
+        all_stages: bool = True,
+    ) -> Float[Tensor, "S B T H W"]:
+        """Inverse depth, near = large. With `all_stages` off only the last stage is made (S = 1)."""
+        queries = self.query_content.expand(len(memory), -1, -1)
+        stages = [self._predict(queries, mask_features)] if all_stages else []
+        for index, layer in enumerate(self.layers):
+            queries = layer(queries, self.query_position, memory)
+            if all_stages or index == len(self.layers) - 1:
+                stages.append(self._predict(queries, mask_features))
+        return torch.stack(stages)
+
+    def _predict(
+        self, queries: Float[Tensor, "B Q C"], mask_features: Float[Tensor, "B T C H W"]
+    ) -> Float[Tensor, "B T H W"]:
+        queries = self.head_norm(queries)
+        _, centres = bin_edges_and_centres(self.bin_head(queries).squeeze(-1))
+        pixels = mask_features.flatten(3)  # [B, T, C, HW]
+        logits = self.mask_embed(queries).unsqueeze(1) @ pixels  # [B, T, Q, HW]
+        return compose_depth(logits, centres).unflatten(-1, mask_features.shape[-2:])
+
+
+def bin_edges_and_centres(raw: Float[Tensor, "B Q"]) -> tuple[Float[Tensor, "B Q1"], Float[Tensor, "B Q"]]:
+    """Adaptive bins of [0, 1] (AdaBins, equations 1 and 2, with a range of one): widths relu(raw) + 0.1 normalised to
+    sum to 1, edges [B, Q + 1] their running sum from 0, centres the middles of the bins."""
+    widths = torch.relu(raw) + MINIMUM_BIN
+    widths = widths / widths.sum(dim=-1, keepdim=True)
+    edges = torch.cat([torch.zeros_like(widths[..., :1]), widths.cumsum(dim=-1)], dim=-1)
+    return edges, (edges[..., :-1] + edges[..., 1:]) / 2
+
+
+def compose_depth(logits: Float[Tensor, "B T Q P"], centres: Float[Tensor, "B Q"]) -> Float[Tensor, "B T P"]:
+    """Each pixel's depth is the mean of the bin centres under its softmax over queries, so it lies in (0, 1)."""
+    return (logits.softmax(dim=2) * centres[:, None, :, None]).sum(dim=2)
