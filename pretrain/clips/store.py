@@ -204,11 +204,13 @@ def stream(
     # Imported here because it brings in torch.distributed, which plain reading does not need.
     import webdataset
 
-    if isinstance(source, str | os.PathLike) and os.path.isdir(source):
+    if isinstance(source, os.PathLike) or (isinstance(source, str) and os.path.isdir(source)):
         store = open_store(source)
         urls = [str(store.path / entry.name) for entry in store.shards]
+    elif isinstance(source, str):
+        urls = webdataset.shardlists.expand_urls(source)
     else:
-        urls = webdataset.shardlists.expand_urls(source) if isinstance(source, str) else [str(url) for url in source]
+        urls = list(source)
     if shuffle_shards is not None:
         # Every reader must see the same order, since each takes its own part of the list.
         random.Random(shuffle_shards).shuffle(urls)

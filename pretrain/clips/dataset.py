@@ -1,0 +1,196 @@
+"""Clips as training samples: a few frames with their inverse depth and the words for them."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float32, UInt8
+from torch.utils.data import Dataset
+
+from pretrain.clips.schema import Clip
+from pretrain.clips.store import ClipStore, open_store
+
+SAMPLE_FIELDS = ("video", "depth", "text")
+
+# Random crops take this share of the image's area, with this ratio of width to height, as is usual for video.
+CROP_SCALE = (0.5, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+
+# (top, left, height, width) in pixels of the stored frames.
+Crop = tuple[int, int, int, int]
+
+
+class ClipDataset(Dataset[dict[str, Any]]):
+    """Map-style dataset over a clip store.
+
+    A sample depends on (index, seed) alone, not on a worker's state, so a run that is resumed draws the same samples:
+    use :meth:`sample`, or index with a pair ``dataset[index, seed]`` (a batch sampler that yields such pairs works with a
+    DataLoader). ``dataset[index]`` is ``sample(index, 0)``.
+
+    There is no horizontal flip: captions and labels say left and right, and a flip would make the left hand a right one.
+
+    Args:
+        store: an open store or its directory.
+        frames: T, video frames a sample.
+        image_size: H = W of the video in px.
+        depth_size: h = w of the depth in px; None = half of ``image_size``.
+        train: random frame times and crops; else the middle frames and the largest central square.
+        fields: what to decode, of "video", "depth" and "text".
+
+    Raises:
+        ValueError: a wrong setting, naming it.
+    """
+
+    def __init__(
+        self,
+        store: ClipStore | str | os.PathLike[str],
+        *,
+        frames: int = 4,
+        image_size: int = 112,
+        depth_size: int | None = None,
+        train: bool = True,
+        fields: Sequence[str] = SAMPLE_FIELDS,
+    ) -> None:
+        self.store = store if isinstance(store, ClipStore) else open_store(store)
+        self.frames = frames
+        self.image_size = image_size
+        self.depth_size = image_size // 2 if depth_size is None else depth_size
+        self.train = train
+        self.fields = tuple(fields)
+        unknown = sorted(set(fields) - set(SAMPLE_FIELDS))
+        if unknown or not fields:
+            raise ValueError(f"fields {unknown or '()'} of ClipDataset: expected some of {', '.join(SAMPLE_FIELDS)}")
+        for name in ("frames", "image_size", "depth_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} of ClipDataset is {getattr(self, name)}: expected 1 or more")
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, index: int | tuple[int, int]) -> dict[str, Any]:
+        return self.sample(*index) if isinstance(index, tuple) else self.sample(index, 0)
+
+    def sample(self, index: int, seed: int) -> dict[str, Any]:
+        """One training sample, the same for the same (index, seed).
+
+        Returns:
+            "key" str; "frame_indices" int64[T] and "times_s" float64[T] of the frames in the clip; and by ``fields``
+            "video" uint8[T, H, W, 3] RGB;
+            "depth" float32[T, h, w] inverse depth in [0, 1], near = 1 (see :func:`normalise_inverse_depth`), and
+            "depth_valid" bool[T, h, w], False where the depth is not known (there "depth" is 0; all of it for a clip
+            without depth); same frames and same crop as "video";
+            "narration" str; "captions" tuple of str.
+        """
+        random = np.random.default_rng([seed, index])
+        has_depth = "depth" in self.store.manifest["modalities"]
+        wanted = ["rgb_times_s"]
+        if "depth" in self.fields and has_depth:
+            wanted.append("depth")
+        if "text" in self.fields:
+            wanted += ["narration", "captions"]
+        # Depth is read at all frames: its range over the whole clip is what it is normalised by.
+        clip = self.store.read(index, wanted)
+        assert clip.rgb_times_s is not None
+        chosen = choose_frames(len(clip.rgb_times_s), self.frames, random if self.train else None)
+        rgb = self.store.read(index, ("rgb",), frames=chosen.tolist()).rgb if "video" in self.fields else None
+        sized = clip.depth if rgb is None else rgb
+        height, width = (1, 1) if sized is None else sized.shape[1:3]
+        crop = choose_crop(height, width, random if self.train else None)
+
+        sample: dict[str, Any] = {
+            "key": clip.key,
+            "frame_indices": torch.from_numpy(chosen),
+            "times_s": torch.from_numpy(clip.rgb_times_s[chosen]),
+        }
+        if rgb is not None:
+            sample["video"] = torch.from_numpy(crop_video(rgb, crop, self.image_size))
+        if "depth" in self.fields:
+            depth_inverse, valid = self._depth(clip, chosen, crop)
+            sample["depth"], sample["depth_valid"] = torch.from_numpy(depth_inverse), torch.from_numpy(valid)
+        if "text" in self.fields:
+            sample["narration"], sample["captions"] = clip.narration, clip.captions
+        return sample
+
+    def _depth(
+        self, clip: Clip, chosen: np.ndarray, crop: Crop
+    ) -> tuple[Float32[np.ndarray, "T h w"], Bool[np.ndarray, "T h w"]]:
+        if clip.depth is None:
+            shape = (self.frames, self.depth_size, self.depth_size)
+            return np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+        depth_inverse, valid = normalise_inverse_depth(clip.depth)
+        return (
+            crop_maps(depth_inverse[chosen], crop, self.depth_size),
+            crop_maps(valid[chosen].view(np.uint8), crop, self.depth_size).view(np.bool_),
+        )
+
+
+def normalise_inverse_depth(
+    depth: Float32[np.ndarray, "T H W"],
+) -> tuple[Float32[np.ndarray, "T H W"], Bool[np.ndarray, "T H W"]]:
+    """Inverse depth scaled to [0, 1] over a clip, near = 1, as relative depth teachers give it.
+
+    ``d = (1/z - 1/z_far) / (1/z_near - 1/z_far)`` with z_near and z_far the least and the greatest known depth of the whole
+    clip, all frames: one scale a clip, so that a thing that comes closer over time also gets brighter, and none that depends
+    on the crop. Not known (z <= 0 or not finite) gives 0 and valid False; a clip at one single depth gives 1.
+    """
+    valid = np.isfinite(depth) & (depth > 0)
+    if not valid.any():
+        return np.zeros_like(depth), valid
+    inverse = np.divide(1.0, depth, out=np.zeros_like(depth), where=valid)
+    near, far = inverse.max(), inverse.min(where=valid, initial=np.inf)
+    if near <= far:
+        return valid.astype(np.float32), valid
+    scaled = (inverse - far) / (near - far)
+    return np.where(valid, np.clip(scaled, 0, 1), 0).astype(np.float32), valid
+
+
+def choose_frames(n_frames: int, frames: int, random: np.random.Generator | None) -> np.ndarray:
+    """One frame of each of ``frames`` equal parts of a clip: at random within its part, or its middle without ``random``.
+
+    Returns int64[frames], never decreasing. With fewer frames in the clip than asked, some come twice.
+    """
+    offsets = np.full(frames, 0.5) if random is None else random.uniform(0, 1, frames)
+    return np.minimum((np.arange(frames) + offsets) * n_frames / frames, n_frames - 1).astype(np.int64)
+
+
+def choose_crop(height: int, width: int, random: np.random.Generator | None) -> Crop:
+    """A random resized crop (area in CROP_SCALE, shape in CROP_RATIO), or the largest central square without ``random``."""
+    side = min(height, width)
+    if random is not None:
+        for _ in range(10):
+            area = random.uniform(*CROP_SCALE) * height * width
+            ratio = np.exp(random.uniform(*np.log(CROP_RATIO)))
+            crop_height, crop_width = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
+            if 0 < crop_height <= height and 0 < crop_width <= width:
+                top = random.integers(height - crop_height + 1)
+                left = random.integers(width - crop_width + 1)
+                return int(top), int(left), crop_height, crop_width
+    return (height - side) // 2, (width - side) // 2, side, side
+
+
+def crop_video(video: UInt8[np.ndarray, "T H0 W0 3"], crop: Crop, size: int) -> UInt8[np.ndarray, "T H W 3"]:
+    """Cuts all frames alike and resizes them to ``size``, with antialiasing when that makes them smaller."""
+    top, left, height, width = crop
+    how = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_LINEAR
+    frames = video[:, top : top + height, left : left + width]
+    return np.stack([cv2.resize(frame, (size, size), interpolation=how) for frame in frames])
+
+
+def crop_maps(maps: np.ndarray, crop: Crop, size: int) -> np.ndarray:
+    """Cuts and resizes [T, H, W] maps by the nearest pixel: a mean across an edge would be a depth where nothing is."""
+    top, left, height, width = crop
+    maps = maps[:, top : top + height, left : left + width]
+    return np.stack([cv2.resize(map_, (size, size), interpolation=cv2.INTER_NEAREST_EXACT) for map_ in maps])
+
+
+def collate_samples(samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: tensors get a leading axis B, texts and keys become lists."""
+    return {
+        name: torch.stack([sample[name] for sample in samples])
+        if isinstance(value, torch.Tensor)
+        else [s[name] for s in samples]
+        for name, value in samples[0].items()
+    }
