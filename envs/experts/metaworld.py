@@ -1,0 +1,33 @@
+"""Meta-World's scripted policies as experts."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from envs.env import ManipulationEnv
+
+
+class MetaWorldExpert:
+    """The installed package's Sawyer policy of the task, on the float64 39-d state; actions clipped to [-1, 1]."""
+
+    def __init__(self, env: ManipulationEnv) -> None:
+        from metaworld.policies import ENV_POLICY_MAP
+
+        name = env.env_spec.task.removeprefix("metaworld/")
+        self._simulation = env.simulation
+        self._make_policy = ENV_POLICY_MAP[f"{name}-v3"]
+        self._policy = self._make_policy()
+
+    def reset(self) -> None:
+        """Begin an episode; a policy may keep where it is in its script."""
+        self._policy = self._make_policy()
+
+    def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """The action, float32 [4]."""
+        with warnings.catch_warnings():
+            # The policies say on each step that their gains ask for more than the range; clipping is what they were written for.
+            warnings.filterwarnings("ignore", message="Constant\\(s\\) may be too high")
+            action = self._policy.get_action(self._simulation.full_state())
+        return np.clip(action, -1, 1).astype(np.float32)
