@@ -58,7 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(_describe(name, command))
             return 0
         config = compose(command, rest)
-        return int(_load(command.run)(config) or 0)
+        code = _load(command.run)(config)
+        return code if isinstance(code, int) else 0
     except KeyboardInterrupt:
         print("\negoarm: stopped; the same command again goes on from what is done", file=sys.stderr)
         return 130
@@ -146,6 +147,16 @@ def _override_error(keys: Sequence[str], overrides: Sequence[str], error: Except
             hint = f"did you mean '{close[0]}'? " if close else ""
             return f"unknown override '{key}': {hint}This command takes: {', '.join(keys)}"
     return f"cannot read the overrides {list(overrides)}: {str(error).splitlines()[0]}"
+
+
+def _as_float(value: Any) -> Any:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _tuples(item) for key, item in value.items()}
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def _explain(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from envs.tasks import find_level, find_task, make_env
 from envs.vector import VectorEnv
 from eval_robot.protocol import check_disjoint, protocol
-from eval_robot.records import FORMAT, EpisodeRecord, EvalReport
+from eval_robot.records import FORMAT, EpisodeRecord, EvalReport, load_report
 from eval_robot.stats import wilson_interval
 from eval_robot.video import write_mp4
 from policies.chunking import ActionChunker
@@ -67,6 +67,20 @@ def run(config: EvalConfig) -> Path:
         f"({100 * report.successes / len(report.episodes):.0f} %, Wilson 95 % {100 * low:.0f} to {100 * high:.0f}) -> {out}"
     )
     return out
+
+
+def evaluated(config: EvalConfig) -> bool:
+    """Whether the report that `run(config)` would write is there already, made by the same policy under the same settings."""
+    out = Path(config.out or "")
+    if not out.is_file():
+        return False
+    policy, artifact = load_policy(config.policy)
+    return _stamp(load_report(out).header) == _stamp(make_header(config, policy, artifact))
+
+
+def _stamp(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation's outcome depends on, as JSON types."""
+    return json.loads(json.dumps({key: value for key, value in header.items() if key not in ("policy_provenance", "policy_path")}))
 
 
 def make_header(config: EvalConfig, policy: Policy, artifact: Artifact) -> dict[str, Any]:
@@ -119,7 +133,7 @@ def _partial(out: Path) -> Path:
 def _episodes(config: EvalConfig, policy: Policy, header: Mapping[str, Any], out: Path) -> list[EpisodeRecord]:
     """All episodes in the order of their seeds, wave by wave; each finished wave is written to the partial file."""
     seeds = protocol(config.split).seeds(config.episodes)
-    stamp = {key: value for key, value in header.items() if key != "policy_provenance"}
+    stamp = _stamp(header)
     records = _resume(_partial(out), stamp)
     workers = config.workers or os.cpu_count() or 1
     progress = tqdm(total=len(seeds), initial=len(records), desc=f"eval {header['label']} {header['task']}", unit="episode")
@@ -153,7 +167,7 @@ def _resume(partial: Path, stamp: Mapping[str, Any]) -> list[EpisodeRecord]:
     if not partial.is_file():
         return []
     first, *rest = partial.read_text().splitlines()
-    if json.loads(first) != json.loads(json.dumps(stamp)):
+    if json.loads(first) != stamp:
         return []  # begun with another policy or other settings
     return [EpisodeRecord(**json.loads(line)) for line in rest]
 

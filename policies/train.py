@@ -81,6 +81,7 @@ def run(config: TrainConfig) -> Path:
             rows["features"] = torch.from_numpy(np.array(features))
         policy.backbone.state_normalizer.fit(rows["state"])
         start = time.monotonic()
+        torch.set_num_threads(1)  # the head's matrices are so small that a second thread costs more than it saves
         log = fit(policy, rows, config, stored["encoder"]["label"])
         steps = log[-1]["step"]
         sha256 = save_artifact(

@@ -1,0 +1,112 @@
+"""Demonstrations: layout, content, resume, damage."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envs.tasks import make_env
+from policies.demos import collect
+from policies.demos.collect import DemosConfig
+from policies.demos.hdf5 import DemoFile
+from policies.demos.windows import action_windows, training_rows
+
+
+def test_robomimic_layout(toy_demos: Path) -> None:
+    with h5py.File(toy_demos) as file:
+        data = file["data"]
+        env_args = json.loads(data.attrs["env_args"])
+        assert env_args["env_name"] == "toy/reach" and env_args["env_type"] == 2
+        assert data.attrs["total"] == sum(data[name].attrs["num_samples"] for name in data)
+        for demo in data.values():
+            n = demo.attrs["num_samples"]
+            assert demo["actions"].shape[0] == demo["rewards"].shape[0] == demo["dones"].shape[0] == demo["states"].shape[0] == n
+            assert demo["obs/images/front"].shape == (n, 64, 64, 3) and demo["obs/images/front"].dtype == np.uint8
+            assert demo["dones"][-1] == 1 and not demo["dones"][:-1].any()
+
+
+def test_replaying_the_actions_gives_the_same_observations(toy_demos: Path) -> None:
+    with DemoFile(toy_demos) as demos:
+        env = make_env("toy/reach", level=demos.level, image_size=64)
+        observation, info = env.reset(seed=demos.seeds[1])
+        recorded = demos.observation(1, list(demos.env_spec.observation))
+        for step, action in enumerate(demos.array(1, "actions")):
+            for key, values in recorded.items():
+                np.testing.assert_array_equal(observation[key], values[step], err_msg=f"{key} at step {step}")
+            observation, _, _, _, info = env.step(action)
+        env.close()
+        assert info["success"]
+
+
+def test_resumes_from_the_parts_that_are_done(toy_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DemosConfig(task="toy/reach", level="varied-1", episodes=4, out=str(tmp_path / "d.hdf5"), image_size=64, first_seed=0, workers=1)
+    monkeypatch.setattr(collect, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        collect.run(config)
+    assert not (tmp_path / "d.hdf5").exists()
+    monkeypatch.undo()
+    parts = sorted((tmp_path / "d.hdf5.parts").glob("*.hdf5"))
+    stamps = {part: part.stat().st_mtime_ns for part in parts}
+    parts[0].unlink()  # as if killed before this one
+    remade: list[int] = []
+    merge = collect._merge
+    monkeypatch.setattr(collect, "_merge", lambda *a: (remade.extend(p.stat().st_mtime_ns != stamps[p] for p in parts), merge(*a)))
+    collect.run(config)
+    assert remade == [True, False, False, False]
+    with DemoFile(tmp_path / "d.hdf5") as resumed, DemoFile(toy_demos) as whole:
+        assert resumed.seeds == whole.seeds
+        for demo in range(4):
+            np.testing.assert_array_equal(resumed.array(demo, "obs/images/front"), whole.array(demo, "obs/images/front"))
+
+
+def test_a_finished_file_is_kept_and_another_configuration_refused(toy_demos: Path, capsys: pytest.CaptureFixture) -> None:
+    config = DemosConfig(task="toy/reach", level="varied-1", episodes=4, out=str(toy_demos), image_size=64, first_seed=0, workers=1)
+    before = toy_demos.stat().st_mtime_ns
+    collect.run(config)
+    assert "is there already (4 demonstrations" in capsys.readouterr().out and toy_demos.stat().st_mtime_ns == before
+    with pytest.raises(FileExistsError, match="another configuration"):
+        collect.run(replace(config, level="clean"))
+
+
+@pytest.mark.parametrize(("field", "value", "message"), [("task", "toy/rech", "toy/reach"), ("level", "varied-9", "varied-"), ("first_seed", 99_999, "seeds within")])
+def test_bad_requests(field: str, value: object, message: str) -> None:
+    fields = {"task": "toy/reach", "level": "clean", "episodes": 4, "out": "x", "image_size": 64, "first_seed": 0, "workers": 1}
+    with pytest.raises(ValueError, match=message):
+        DemosConfig(**(fields | {field: value}))
+
+
+def test_damaged_files_are_named(toy_demos: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="egoarm demos"):
+        DemoFile(tmp_path / "none.hdf5")
+    cut = tmp_path / "cut.hdf5"
+    cut.write_bytes(toy_demos.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"cut\.hdf5 is not a whole HDF5 file"):
+        DemoFile(cut)
+    with h5py.File(tmp_path / "bare.hdf5", "w") as file:
+        file.create_group("data")
+    with pytest.raises(ValueError, match=r"bare\.hdf5 lacks"):
+        DemoFile(tmp_path / "bare.hdf5")
+
+
+@given(st.integers(1, 12), st.integers(1, 6))
+def test_action_windows(length: int, chunk: int) -> None:
+    actions = np.arange(2 * length, dtype=np.float32).reshape(length, 2)
+    windows, pad = action_windows(actions, chunk)
+    for t in range(length):
+        for a in range(chunk):
+            assert pad[t, a] == (t + a >= length)
+            np.testing.assert_array_equal(windows[t, a], actions[min(t + a, length - 1)])
+
+
+def test_training_rows_keep_the_order_of_demonstrations(toy_demos: Path) -> None:
+    with DemoFile(toy_demos) as demos:
+        keys = [key for key in demos.env_spec.observation if key.startswith("state/")]
+        rows = training_rows(demos, keys, 2)
+        start = demos.lengths[0]
+        np.testing.assert_array_equal(rows["action"][start, 0].numpy(), demos.array(1, "actions")[0])
+        assert rows["action_is_pad"].sum() == len(demos)
