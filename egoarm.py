@@ -97,7 +97,9 @@ def compose(command: Command, words: Sequence[str]) -> Any:
     assert isinstance(values, dict)
     field = command.positional.removesuffix("*")
     if missing := [key for key, value in values.items() if value == "???" and not (bare and key == field)]:
-        raise ValueError(f"{', '.join(f'{key}=' for key in missing)} must be given; egoarm COMMAND --help says what it is")
+        raise ValueError(
+            f"{', '.join(f'{key}=' for key in missing)} must be given; egoarm COMMAND --help says what it is"
+        )
     if bare:
         if not command.positional.endswith("*") and len(bare) > 1:
             raise ValueError(f"one {field} expected, {len(bare)} given: {' '.join(bare)}")

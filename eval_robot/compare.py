@@ -77,7 +77,9 @@ def compare(reports: Sequence[EvalReport], reference: str | None = None) -> Comp
         _agree(field, {report.header[field] for report in reports})
     table = {(report.label, report.task): report for report in reports}
     if len(table) < len(reports):
-        raise ValueError("two reports have the same label and task; give each row a label of its own (egoarm eval label=...)")
+        raise ValueError(
+            "two reports have the same label and task; give each row a label of its own (egoarm eval label=...)"
+        )
     cells = {}
     for task in tasks:
         column = {label: table[label, task] for label in labels if (label, task) in table}
@@ -94,7 +96,9 @@ def compare(reports: Sequence[EvalReport], reference: str | None = None) -> Comp
 
 def _agree(what: str, values: set[str]) -> None:
     if len(values) > 1:
-        raise ValueError(f"these reports cannot be compared, their {what} differs: {' and '.join(sorted(values))}; evaluate again under one")
+        raise ValueError(
+            f"these reports cannot be compared, their {what} differs: {' and '.join(sorted(values))}; evaluate again under one"
+        )
 
 
 def _cell(report: EvalReport, reference: EvalReport) -> Cell:
@@ -139,7 +143,10 @@ def print_table(comparison: Comparison) -> None:
 
 
 def markdown(comparison: Comparison) -> str:
-    lines = [f"| task | policy sees | successes | Wilson 95 % | p against {comparison.reference} |", "|---|---|---|---|---|"]
+    lines = [
+        f"| task | policy sees | successes | Wilson 95 % | p against {comparison.reference} |",
+        "|---|---|---|---|---|",
+    ]
     for task in comparison.tasks:
         for label in comparison.labels:
             lines.append(f"| {task} | {label} | " + " | ".join(_texts(comparison.cells[label, task])) + " |")

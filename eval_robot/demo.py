@@ -17,14 +17,14 @@ from eval_robot.report import ReportConfig
 from eval_robot.report import run as write_report
 from eval_robot.rollout import EvalConfig, evaluated
 from eval_robot.rollout import run as evaluate
-from pretrain.artifact import atomic_write_text
-from pretrain.clips.synth import SynthConfig, run_synth
-from pretrain.egodtm.train import PretrainConfig
-from pretrain.egodtm.train import run as pretrain
 from policies.demos.collect import DemosConfig
 from policies.demos.collect import run as collect
 from policies.train import TrainConfig, metrics_path
 from policies.train import run as train
+from pretrain.artifact import atomic_write_text
+from pretrain.clips.synth import SynthConfig, run_synth
+from pretrain.egodtm.train import PretrainConfig
+from pretrain.egodtm.train import run as pretrain
 
 # Label -> encoder. The random twin is the same network with fresh weights of its own initialization.
 ROWS = {"proprioception": "none", "random ViT": "random:{encoder}", "EgoDTM": "{encoder}"}
@@ -54,12 +54,22 @@ def run(config: DemoConfig) -> Path:
     _stage(2, "pretrain EgoDTM on them", lambda: pretrain(config.pretrain))
     encoder = str(Path(config.pretrain.out) / "encoder")
     demos = {task: out / "demos" / f"{task.replace('/', '-')}.hdf5" for task in config.tasks}
-    _stage(3, "expert demonstrations", lambda: [collect(replace(config.demos, task=task, out=str(demos[task]))) for task in config.tasks])
-    policies = {(task, label): out / "policies" / task.replace("/", "-") / label.replace(" ", "-") for task in config.tasks for label in ROWS}
+    _stage(
+        3,
+        "expert demonstrations",
+        lambda: [collect(replace(config.demos, task=task, out=str(demos[task]))) for task in config.tasks],
+    )
+    policies = {
+        (task, label): out / "policies" / task.replace("/", "-") / label.replace(" ", "-")
+        for task in config.tasks
+        for label in ROWS
+    }
 
     def train_all() -> None:
         for (task, label), path in policies.items():
-            row = replace(config.train, demos=str(demos[task]), encoder=ROWS[label].format(encoder=encoder), label=label)
+            row = replace(
+                config.train, demos=str(demos[task]), encoder=ROWS[label].format(encoder=encoder), label=label
+            )
             train(replace(row, out=str(path), cache=str(out / "features")))
 
     _stage(4, "behaviour cloning on frozen features", train_all)
@@ -78,7 +88,10 @@ def run(config: DemoConfig) -> Path:
             reference=REFERENCE,
             out=str(out / "report.html"),
             title="EgoArm demo: what is depth-aware egocentric pretraining worth?",
-            curves=(str(Path(config.pretrain.out) / "metrics.jsonl"), *(str(metrics_path(path)) for path in policies.values())),
+            curves=(
+                str(Path(config.pretrain.out) / "metrics.jsonl"),
+                *(str(metrics_path(path)) for path in policies.values()),
+            ),
             videos=config.eval.videos,
         )
     )

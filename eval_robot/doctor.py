@@ -65,10 +65,16 @@ def _machine() -> list[Finding]:
     import torch
 
     cuda = torch.cuda.is_available()
-    device = torch.cuda.get_device_name(0) if cuda else f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    device = (
+        torch.cuda.get_device_name(0)
+        if cuda
+        else f"CPU, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    )
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return [
-        Finding(name="python", ok=True, detail=f"{platform.python_version()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB"),
+        Finding(
+            name="python", ok=True, detail=f"{platform.python_version()}, {os.cpu_count()} cores, {memory_gib:.0f} GiB"
+        ),
         Finding(name="torch", ok=True, detail=f"{torch.__version__} on {device}", needed=True),
     ]
 
@@ -127,7 +133,9 @@ def _assets() -> list[Finding]:
             raise ModuleNotFoundError(f"the package {package} is not installed")
         path = Path(found.submodule_search_locations[0]) / inside
         if not path.is_dir():
-            raise FileNotFoundError(f"{package} {importlib.metadata.version(package.replace('_', '-'))} has no {inside}")
+            raise FileNotFoundError(
+                f"{package} {importlib.metadata.version(package.replace('_', '-'))} has no {inside}"
+            )
         return f"{package} {importlib.metadata.version(package.replace('_', '-'))}"
 
     hands = lambda: folder("gymnasium_robotics", "envs/assets/adroit_hand")  # noqa: E731

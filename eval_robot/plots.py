@@ -44,7 +44,9 @@ def learning_curves(paths: Sequence[str | Path]) -> Figure:
     with plt.rc_context(_STYLE):
         columns = min(4, len(paths))
         rows = -(-len(paths) // columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(3.1 * columns, 2.4 * rows), squeeze=False, layout="constrained")
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.1 * columns, 2.4 * rows), squeeze=False, layout="constrained"
+        )
         for axis, path in zip(axes.flat, paths, strict=False):
             series = read_metrics(path)
             for name, points in series.items():

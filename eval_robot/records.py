@@ -68,7 +68,9 @@ def load_report(path: str | Path) -> EvalReport:
         if header.get("kind") != "egoarm-report" or header.get("format") != FORMAT:
             raise ValueError(f"kind={header.get('kind')!r}, format={header.get('format')!r}")
     except (IndexError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}, line 1: expected the header of an egoarm report of format {FORMAT} ({error})") from error
+        raise ValueError(
+            f"{path}, line 1: expected the header of an egoarm report of format {FORMAT} ({error})"
+        ) from error
     episodes = []
     for number, line in enumerate(lines[1:], start=2):
         try:
@@ -76,5 +78,7 @@ def load_report(path: str | Path) -> EvalReport:
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: not an episode record ({error}); evaluate again") from error
     if len(episodes) != header["episodes"]:
-        raise ValueError(f"{path} holds {len(episodes)} episodes, its header promises {header['episodes']}; evaluate again")
+        raise ValueError(
+            f"{path} holds {len(episodes)} episodes, its header promises {header['episodes']}; evaluate again"
+        )
     return EvalReport(header=header, episodes=tuple(episodes))

@@ -69,8 +69,12 @@ def findings(comparison: Comparison) -> list[str]:
         own, other = sum(cell.successes for cell in cells), sum(cell.successes for cell in theirs)
         count = sum(cell.episodes for cell in cells)
         clear = [cell.task for cell in cells if cell.paired is not None and cell.paired.p_value < 0.05]
-        verdict = f"p < 0.05 on {', '.join(clear)}" if clear else "on no task is the difference beyond chance (p < 0.05)"
-        sentences.append(f"{label}: {own}/{count} successes against {other}/{count} of {comparison.reference}; {verdict}.")
+        verdict = (
+            f"p < 0.05 on {', '.join(clear)}" if clear else "on no task is the difference beyond chance (p < 0.05)"
+        )
+        sentences.append(
+            f"{label}: {own}/{count} successes against {other}/{count} of {comparison.reference}; {verdict}."
+        )
     return sentences
 
 
@@ -108,7 +112,9 @@ def _films(
         for index, episode in enumerate(by_cell[comparison.reference, task][1].episodes):
             cells = [_film_cell(*by_cell[label, task], index) for label in comparison.labels]
             if any(cell["data"] for cell in cells):
-                seeds.append({"seed": episode.seed, "cells": cells, "failures": sum(not cell["success"] for cell in cells)})
+                seeds.append(
+                    {"seed": episode.seed, "cells": cells, "failures": sum(not cell["success"] for cell in cells)}
+                )
         seeds.sort(key=lambda film: -film["failures"])
         if seeds and count:
             films[task] = seeds[:count]
@@ -121,7 +127,9 @@ def _film_cell(path: Path, report: EvalReport, index: int) -> dict[str, Any]:
     return {
         "data": base64.b64encode(film.read_bytes()).decode() if film.is_file() else "",
         "success": episode.success,
-        "caption": f"success at step {episode.success_step}" if episode.success else f"failed ({episode.length_steps} steps)",
+        "caption": f"success at step {episode.success_step}"
+        if episode.success
+        else f"failed ({episode.length_steps} steps)",
     }
 
 
@@ -135,5 +143,6 @@ def _provenance(report: EvalReport) -> dict[str, str]:
         "encoder": (header["encoder_sha256"] or "none")[:12],
         "demos": header["demos_sha256"][:12],
         "env": header["env_hash"][:12],
-        "commit": (commit or "not from a checkout")[:12] + (" + changes" if header["policy_provenance"]["git_dirty"] else ""),
+        "commit": (commit or "not from a checkout")[:12]
+        + (" + changes" if header["policy_provenance"]["git_dirty"] else ""),
     }

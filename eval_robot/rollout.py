@@ -48,7 +48,9 @@ class EvalConfig:
             find_level(self.level)
         protocol(self.split).seeds(self.episodes)
         if self.envs < 1 or self.videos < 0 or self.workers < 0 or self.threads < 0:
-            raise ValueError(f"envs={self.envs}, videos={self.videos}, workers={self.workers}, threads={self.threads}: expected envs >= 1, the others >= 0")
+            raise ValueError(
+                f"envs={self.envs}, videos={self.videos}, workers={self.workers}, threads={self.threads}: expected envs >= 1, the others >= 0"
+            )
 
 
 def run(config: EvalConfig) -> Path:
@@ -80,7 +82,9 @@ def evaluated(config: EvalConfig) -> bool:
 
 def _stamp(header: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation's outcome depends on, as JSON types."""
-    return json.loads(json.dumps({key: value for key, value in header.items() if key not in ("policy_provenance", "policy_path")}))
+    return json.loads(
+        json.dumps({key: value for key, value in header.items() if key not in ("policy_provenance", "policy_path")})
+    )
 
 
 def make_header(config: EvalConfig, policy: Policy, artifact: Artifact) -> dict[str, Any]:
@@ -109,7 +113,11 @@ def make_header(config: EvalConfig, policy: Policy, artifact: Artifact) -> dict[
 
 
 def default_out(header: Mapping[str, Any]) -> Path:
-    return Path("runs/eval") / header["task"] / f"{header['label'].replace('/', '_').replace(' ', '-')}-{header['policy_sha256'][:8]}.jsonl"
+    return (
+        Path("runs/eval")
+        / header["task"]
+        / f"{header['label'].replace('/', '_').replace(' ', '-')}-{header['policy_sha256'][:8]}.jsonl"
+    )
 
 
 def _check_env(policy: Policy, header: Mapping[str, Any], where: str) -> None:
@@ -136,7 +144,9 @@ def _episodes(config: EvalConfig, policy: Policy, header: Mapping[str, Any], out
     stamp = _stamp(header)
     records = _resume(_partial(out), stamp)
     workers = config.workers or os.cpu_count() or 1
-    progress = tqdm(total=len(seeds), initial=len(records), desc=f"eval {header['label']} {header['task']}", unit="episode")
+    progress = tqdm(
+        total=len(seeds), initial=len(records), desc=f"eval {header['label']} {header['task']}", unit="episode"
+    )
     # A policy without eyes needs no rendering, but for the episodes that are kept as videos.
     groups: list[tuple[list[int], bool]] = [(seeds, True)]
     if not policy.spec.cameras:
@@ -216,7 +226,9 @@ def rollout(
         keep = ~ended
         observation = {key: values[keep] for key, values in observation.items()}
         active, fresh = active[keep], np.zeros(int(keep.sum()), dtype=bool)
-    return [records[index] for index in range(len(seeds))], {seed: np.stack(film) for seed, film in films.items() if film}
+    return [records[index] for index in range(len(seeds))], {
+        seed: np.stack(film) for seed, film in films.items() if film
+    }
 
 
 def _film(films: dict[int, list[np.ndarray]], observation: Mapping[str, np.ndarray], seeds: Sequence[int]) -> None:

@@ -16,7 +16,9 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
         ValueError: with no episodes, or more successes than episodes.
     """
     if episodes <= 0 or not 0 <= successes <= episodes:
-        raise ValueError(f"{successes} successes of {episodes} episodes: expected 0 <= successes <= episodes, episodes > 0")
+        raise ValueError(
+            f"{successes} successes of {episodes} episodes: expected 0 <= successes <= episodes, episodes > 0"
+        )
     low, high = proportion_confint(successes, episodes, alpha=1 - confidence, method="wilson")
     # The score interval touches 0 or 1 exactly at the ends; the formula misses them by a rounding error.
     return (0.0 if successes == 0 else float(low)), (1.0 if successes == episodes else float(high))
@@ -49,7 +51,9 @@ def mcnemar_exact(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
         first, second: success per episode, paired by position (same task and seed).
     """
     if len(first) != len(second) or not first:
-        raise ValueError(f"paired test of {len(first)} and {len(second)} episodes: expected equal numbers, at least one")
+        raise ValueError(
+            f"paired test of {len(first)} and {len(second)} episodes: expected equal numbers, at least one"
+        )
     pairs = list(zip(map(bool, first), map(bool, second), strict=True))
     wins, losses = pairs.count((True, False)), pairs.count((False, True))
     p_value = float(binomtest(wins, wins + losses, 0.5).pvalue) if wins + losses else 1.0

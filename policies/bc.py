@@ -56,7 +56,9 @@ class BCPolicy(Policy):
         return loss, {"mse": float(loss.detach())}
 
     @torch.no_grad()
-    def predict_chunk(self, observation: Observation, generator: torch.Generator | None = None) -> Float[Tensor, "B Ta A"]:
+    def predict_chunk(
+        self, observation: Observation, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B Ta A"]:
         features = self.backbone.features(observation) if self.spec.cameras else None
         return self._forward(features, self.backbone.state(observation)).clamp(-1.0, 1.0)
 

@@ -39,7 +39,10 @@ class ActionChunker:
 
     @torch.no_grad()
     def act(
-        self, observation: Mapping[str, np.ndarray], reset_mask: Bool[np.ndarray, "B"], indices: np.ndarray | None = None
+        self,
+        observation: Mapping[str, np.ndarray],
+        reset_mask: Bool[np.ndarray, " B"],
+        indices: np.ndarray | None = None,
     ) -> Float[np.ndarray, "B A"]:
         """The next action of each env.
 

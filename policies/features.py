@@ -48,7 +48,9 @@ def _compute(backbone: Backbone, demos: DemoFile, folder: Path, label: str) -> N
     shape = (sum(demos.lengths), backbone.feature_dim)
     first = json.loads((partial / "done.json").read_text()) if (partial / "done.json").exists() else 0
     path = partial / "features.npy"
-    rows = np.lib.format.open_memmap(path, mode="r+" if first else "w+", dtype=np.float32, shape=None if first else shape)
+    rows = np.lib.format.open_memmap(
+        path, mode="r+" if first else "w+", dtype=np.float32, shape=None if first else shape
+    )
     start = sum(demos.lengths[:first])
     progress = tqdm(total=shape[0], initial=start, desc=f"features {label}", unit="frame")
     for demo in range(first, len(demos)):

@@ -84,7 +84,9 @@ class Policy(nn.Module, ABC):
         """Training loss of one batch and its parts for the log."""
 
     @abstractmethod
-    def predict_chunk(self, observation: Observation, generator: torch.Generator | None = None) -> Float[Tensor, "B Ta A"]:
+    def predict_chunk(
+        self, observation: Observation, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "B Ta A"]:
         """Actions in [-1, 1] for the next Ta steps.
 
         Args:

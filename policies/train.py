@@ -77,7 +77,9 @@ def run(config: TrainConfig) -> Path:
         policy = BCPolicy(spec, config.bc, encoder)
         rows = training_rows(demos, spec.state_keys, spec.chunk_steps)
         if encoder is not None:
-            features = demo_features(policy.backbone, demos, config.cache, f"{stored['encoder']['label']} {demos.env_spec.task}")
+            features = demo_features(
+                policy.backbone, demos, config.cache, f"{stored['encoder']['label']} {demos.env_spec.task}"
+            )
             rows["features"] = torch.from_numpy(np.array(features))
         policy.backbone.state_normalizer.fit(rows["state"])
         start = time.monotonic()
@@ -100,7 +102,9 @@ def run(config: TrainConfig) -> Path:
             ),
         )
         atomic_write_text(metrics_path(config.out), "".join(json.dumps(row) + "\n" for row in log))
-    print(f"train: {config.policy} with {stored['encoder']['label']}, {steps} steps, last loss {log[-1]['loss']:.4f}, sha256 {sha256[:12]} -> {config.out}")
+    print(
+        f"train: {config.policy} with {stored['encoder']['label']}, {steps} steps, last loss {log[-1]['loss']:.4f}, sha256 {sha256[:12]} -> {config.out}"
+    )
     return Path(config.out)
 
 
@@ -116,7 +120,9 @@ def _make_spec(config: TrainConfig, encoder: VideoEncoder | None, demos: DemoFil
         frames = config.frames or encoder.spec.frames
         if frames > encoder.spec.frames:
             raise ValueError(f"frames={frames}: the encoder {encoder.spec.name} takes {encoder.spec.frames}")
-        stride = config.stride_steps or (max(1, round(env_spec.control_hz / encoder.spec.fps)) if encoder.spec.fps else 1)
+        stride = config.stride_steps or (
+            max(1, round(env_spec.control_hz / encoder.spec.fps)) if encoder.spec.fps else 1
+        )
     return PolicySpec(
         policy=config.policy,
         env_spec=env_spec,
@@ -153,7 +159,9 @@ def _is_done(out: Path, stored: Mapping[str, Any]) -> bool:
     have = load_artifact(out).config
     if json.dumps(have, sort_keys=True) == json.dumps(json.loads(json.dumps(stored)), sort_keys=True):
         return True
-    differing = [key for key in stored if json.dumps(have.get(key), sort_keys=True) != json.dumps(stored[key], sort_keys=True)]
+    differing = [
+        key for key in stored if json.dumps(have.get(key), sort_keys=True) != json.dumps(stored[key], sort_keys=True)
+    ]
     raise FileExistsError(f"{out} holds a policy of another {', '.join(differing)}; name another out= or delete it")
 
 
@@ -163,7 +171,9 @@ def fit(policy: BCPolicy, rows: Mapping[str, Tensor], config: TrainConfig, label
     The order of the rows is a function of (seed, epoch), so a repeated run gives the same weights.
     """
     count = len(rows["state"])
-    optimizer = torch.optim.Adam([parameter for parameter in policy.parameters() if parameter.requires_grad], lr=config.lr)
+    optimizer = torch.optim.Adam(
+        [parameter for parameter in policy.parameters() if parameter.requires_grad], lr=config.lr
+    )
     policy.train()
     log: list[dict[str, Any]] = []
     step = 0

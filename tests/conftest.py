@@ -14,5 +14,9 @@ def toy_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from policies.demos.collect import DemosConfig, run
 
     out = tmp_path_factory.mktemp("demos") / "toy.hdf5"
-    run(DemosConfig(task="toy/reach", level="varied-1", episodes=4, out=str(out), image_size=64, first_seed=0, workers=1))
+    run(
+        DemosConfig(
+            task="toy/reach", level="varied-1", episodes=4, out=str(out), image_size=64, first_seed=0, workers=1
+        )
+    )
     return out

@@ -18,7 +18,9 @@ def test_rooms_import_downwards_only() -> None:
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.parametrize("module", ["pretrain", "pretrain.encoder", "pretrain.egodtm.train", "pretrain.clips.store", "pretrain.clips.synth"])
+@pytest.mark.parametrize(
+    "module", ["pretrain", "pretrain.encoder", "pretrain.egodtm.train", "pretrain.clips.store", "pretrain.clips.synth"]
+)
 def test_pretrain_imports_without_the_simulators(module: str) -> None:
     code = (
         "import sys\n"

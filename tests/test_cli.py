@@ -8,7 +8,16 @@ import pytest
 
 from egoarm import COMMANDS, compose, main
 
-REQUIRED = {"demos": [], "train": ["demos=x", "out=y"], "eval": ["policy=x"], "clips synth": ["out=x"], "clips info": ["x"], "pretrain": ["data=x", "out=y"], "compare": ["a", "b"], "report": ["a"]}
+REQUIRED = {
+    "demos": [],
+    "train": ["demos=x", "out=y"],
+    "eval": ["policy=x"],
+    "clips synth": ["out=x"],
+    "clips info": ["x"],
+    "pretrain": ["data=x", "out=y"],
+    "compare": ["a", "b"],
+    "report": ["a"],
+}
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))

@@ -92,10 +92,14 @@ def _collect(config: DemosConfig, parts: Path) -> tuple[list[int], list[int]]:
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while len(kept) < config.episodes:
             if len(failed) > (MAX_ATTEMPTS_PER_DEMO - 1) * config.episodes:
-                raise RuntimeError(f"the expert of {config.task} failed on {len(failed)} of {len(failed) + len(kept)} seeds; no demonstrations made")
+                raise RuntimeError(
+                    f"the expert of {config.task} failed on {len(failed)} of {len(failed) + len(kept)} seeds; no demonstrations made"
+                )
             wave = range(seed, seed + config.episodes - len(kept))
             seed = wave.stop
-            for attempt, success in zip(wave, pool.map(_attempt, *zip(*[(config, str(parts), s) for s in wave], strict=True)), strict=True):
+            for attempt, success in zip(
+                wave, pool.map(_attempt, *zip(*[(config, str(parts), s) for s in wave], strict=True)), strict=True
+            ):
                 (kept if success else failed).append(attempt)
                 progress.update(int(success))
     progress.close()
@@ -163,7 +167,11 @@ def _merge(config: DemosConfig, out: Path, parts: Path, kept: list[int], failed:
             write_header(
                 file,
                 total=total,
-                env_args={"env_name": config.task, "env_type": GYM_ENV_TYPE, "env_kwargs": {"level": config.level, "image_size": config.image_size}},
+                env_args={
+                    "env_name": config.task,
+                    "env_type": GYM_ENV_TYPE,
+                    "env_kwargs": {"level": config.level, "image_size": config.image_size},
+                },
                 extra={
                     "spec": spec.to_json(),
                     "schema_hash": spec.schema_hash(),

@@ -1,9 +1,9 @@
 """Demonstrations in robomimic's HDF5 layout, with the environment's spec and the seeds.
 
-    data                attrs: total, env_args (JSON), egoarm (JSON: spec, schema_hash, level, seeds, failures, versions)
-    data/demo_<i>       attrs: num_samples, model_file, seed
-        states float64[N, D]   actions float32[N, A]   rewards float32[N]   dones int64[N]
-        obs/images/<camera> uint8[N, H, W, 3]          obs/state/<name> float32[N, d]
+data                attrs: total, env_args (JSON), egoarm (JSON: spec, schema_hash, level, seeds, failures, versions)
+data/demo_<i>       attrs: num_samples, model_file, seed
+    states float64[N, D]   actions float32[N, A]   rewards float32[N]   dones int64[N]
+    obs/images/<camera> uint8[N, H, W, 3]          obs/state/<name> float32[N, d]
 """
 
 from __future__ import annotations
@@ -45,7 +45,12 @@ def write_episode(group: h5py.Group, episode: Episode) -> None:
         if key.startswith("images/"):
             # One frame a chunk keeps random access to single frames cheap.
             group.create_dataset(
-                f"obs/{key}", data=values, chunks=(1, *values.shape[1:]), compression="gzip", compression_opts=1, shuffle=True
+                f"obs/{key}",
+                data=values,
+                chunks=(1, *values.shape[1:]),
+                compression="gzip",
+                compression_opts=1,
+                shuffle=True,
             )
         else:
             group.create_dataset(f"obs/{key}", data=values)
@@ -69,7 +74,9 @@ class DemoFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"no demonstration file at {self.path}; `egoarm demos task=... out={self.path}` makes one")
+            raise FileNotFoundError(
+                f"no demonstration file at {self.path}; `egoarm demos task=... out={self.path}` makes one"
+            )
         self._file = self._open()
         try:
             data = self._file["data"]
@@ -82,14 +89,18 @@ class DemoFile:
                 f"{self.path} lacks {error}: expected robomimic's layout with the attribute data.attrs['egoarm'], as `egoarm demos` writes it"
             ) from error
         if self.env_spec.schema_hash() != self.meta["schema_hash"]:
-            raise ValueError(f"{self.path}: its spec does not hash to the stored schema_hash; the file was edited, collect it again")
+            raise ValueError(
+                f"{self.path}: its spec does not hash to the stored schema_hash; the file was edited, collect it again"
+            )
         self.sha256 = sha256_file(self.path)
 
     def _open(self) -> h5py.File:
         try:
             return h5py.File(self.path, "r")
         except OSError as error:
-            raise ValueError(f"{self.path} is not a whole HDF5 file ({error}); delete it and collect the demonstrations again") from error
+            raise ValueError(
+                f"{self.path} is not a whole HDF5 file ({error}); delete it and collect the demonstrations again"
+            ) from error
 
     def __len__(self) -> int:
         return len(self.names)
@@ -105,9 +116,10 @@ class DemoFile:
     def array(self, demo: int, name: str) -> np.ndarray:
         """A whole dataset of one demonstration, for example "actions" or "obs/state/hand_position"."""
         group = self._file["data"][self.names[demo]]
+        assert isinstance(group, h5py.Group)
         if name not in group:
             raise ValueError(f"{self.path}: {self.names[demo]} has no '{name}'; there is: {', '.join(_leaves(group))}")
-        return group[name][()]
+        return np.asarray(group[name][()])
 
     def observation(self, demo: int, keys: Sequence[str]) -> dict[str, np.ndarray]:
         return {key: self.array(demo, f"obs/{key}") for key in keys}

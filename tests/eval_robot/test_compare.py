@@ -40,7 +40,9 @@ def test_counts_and_pairing() -> None:
     assert cell.paired is not None and (cell.paired.wins, cell.paired.losses) == (6, 1)
     assert cell.paired.p_value == pytest.approx(2 * (1 + 7) / 2**7)
     assert "| toy/reach | a | 6/8 | 41 to 93 % | 0.125 |" in markdown(comparison)
-    assert findings(comparison) == ["a: 6/8 successes against 1/8 of b; on no task is the difference beyond chance (p < 0.05)."]
+    assert findings(comparison) == [
+        "a: 6/8 successes against 1/8 of b; on no task is the difference beyond chance (p < 0.05)."
+    ]
 
 
 @pytest.mark.parametrize("field", ["protocol", "level", "env_hash"])
@@ -94,8 +96,21 @@ def test_page_stands_alone(tmp_path: Path) -> None:
     curve.parent.mkdir()
     curve.write_text("\n".join(json.dumps({"step": i, "loss": 1.0 / (i + 1)}) for i in range(5)))
     config = ReportConfig(
-        reports=tuple(paths), reference=None, out=str(tmp_path / "report.html"), title="t", curves=(str(curve),), videos=1
+        reports=tuple(paths),
+        reference=None,
+        out=str(tmp_path / "report.html"),
+        title="t",
+        curves=(str(curve),),
+        videos=1,
     )
     page = run(config).read_text()
     assert "&lt;script&gt;" in page and "<script>" not in page
-    assert page.count("<svg") == 2 and "2/3" in page and "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
+    assert (
+        page.count("<svg") == 2
+        and "2/3" in page
+        and "http"
+        not in page.replace("http://www.w3.org", "")
+        .replace("http://purl.org", "")
+        .replace("http://creativecommons.org", "")
+        .replace("https://matplotlib.org", "")
+    )

@@ -41,7 +41,9 @@ def test_mcnemar_is_the_two_sided_binomial_test(pairs: list[tuple[bool, bool]]) 
     assert result.p_value == pytest.approx(expected)
     assert (result.wins, result.losses, result.episodes) == (wins, losses, len(pairs))
     mirrored = mcnemar_exact([b for _, b in pairs], [a for a, _ in pairs])
-    assert mirrored.p_value == pytest.approx(result.p_value) and mirrored.difference == pytest.approx(-result.difference)
+    assert mirrored.p_value == pytest.approx(result.p_value) and mirrored.difference == pytest.approx(
+        -result.difference
+    )
 
 
 def test_mcnemar_refuses_unpaired_lists() -> None:

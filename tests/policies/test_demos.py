@@ -25,7 +25,13 @@ def test_robomimic_layout(toy_demos: Path) -> None:
         assert data.attrs["total"] == sum(data[name].attrs["num_samples"] for name in data)
         for demo in data.values():
             n = demo.attrs["num_samples"]
-            assert demo["actions"].shape[0] == demo["rewards"].shape[0] == demo["dones"].shape[0] == demo["states"].shape[0] == n
+            assert (
+                demo["actions"].shape[0]
+                == demo["rewards"].shape[0]
+                == demo["dones"].shape[0]
+                == demo["states"].shape[0]
+                == n
+            )
             assert demo["obs/images/front"].shape == (n, 64, 64, 3) and demo["obs/images/front"].dtype == np.uint8
             assert demo["dones"][-1] == 1 and not demo["dones"][:-1].any()
 
@@ -44,7 +50,15 @@ def test_replaying_the_actions_gives_the_same_observations(toy_demos: Path) -> N
 
 
 def test_resumes_from_the_parts_that_are_done(toy_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = DemosConfig(task="toy/reach", level="varied-1", episodes=4, out=str(tmp_path / "d.hdf5"), image_size=64, first_seed=0, workers=1)
+    config = DemosConfig(
+        task="toy/reach",
+        level="varied-1",
+        episodes=4,
+        out=str(tmp_path / "d.hdf5"),
+        image_size=64,
+        first_seed=0,
+        workers=1,
+    )
     monkeypatch.setattr(collect, "_merge", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         collect.run(config)
@@ -55,17 +69,25 @@ def test_resumes_from_the_parts_that_are_done(toy_demos: Path, tmp_path: Path, m
     parts[0].unlink()  # as if killed before this one
     remade: list[int] = []
     merge = collect._merge
-    monkeypatch.setattr(collect, "_merge", lambda *a: (remade.extend(p.stat().st_mtime_ns != stamps[p] for p in parts), merge(*a)))
+    monkeypatch.setattr(
+        collect, "_merge", lambda *a: (remade.extend(p.stat().st_mtime_ns != stamps[p] for p in parts), merge(*a))
+    )
     collect.run(config)
     assert remade == [True, False, False, False]
     with DemoFile(tmp_path / "d.hdf5") as resumed, DemoFile(toy_demos) as whole:
         assert resumed.seeds == whole.seeds
         for demo in range(4):
-            np.testing.assert_array_equal(resumed.array(demo, "obs/images/front"), whole.array(demo, "obs/images/front"))
+            np.testing.assert_array_equal(
+                resumed.array(demo, "obs/images/front"), whole.array(demo, "obs/images/front")
+            )
 
 
-def test_a_finished_file_is_kept_and_another_configuration_refused(toy_demos: Path, capsys: pytest.CaptureFixture) -> None:
-    config = DemosConfig(task="toy/reach", level="varied-1", episodes=4, out=str(toy_demos), image_size=64, first_seed=0, workers=1)
+def test_a_finished_file_is_kept_and_another_configuration_refused(
+    toy_demos: Path, capsys: pytest.CaptureFixture
+) -> None:
+    config = DemosConfig(
+        task="toy/reach", level="varied-1", episodes=4, out=str(toy_demos), image_size=64, first_seed=0, workers=1
+    )
     before = toy_demos.stat().st_mtime_ns
     collect.run(config)
     assert "is there already (4 demonstrations" in capsys.readouterr().out and toy_demos.stat().st_mtime_ns == before
@@ -73,9 +95,20 @@ def test_a_finished_file_is_kept_and_another_configuration_refused(toy_demos: Pa
         collect.run(replace(config, level="clean"))
 
 
-@pytest.mark.parametrize(("field", "value", "message"), [("task", "toy/rech", "toy/reach"), ("level", "varied-9", "varied-"), ("first_seed", 99_999, "seeds within")])
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("task", "toy/rech", "toy/reach"), ("level", "varied-9", "varied-"), ("first_seed", 99_999, "seeds within")],
+)
 def test_bad_requests(field: str, value: object, message: str) -> None:
-    fields = {"task": "toy/reach", "level": "clean", "episodes": 4, "out": "x", "image_size": 64, "first_seed": 0, "workers": 1}
+    fields = {
+        "task": "toy/reach",
+        "level": "clean",
+        "episodes": 4,
+        "out": "x",
+        "image_size": 64,
+        "first_seed": 0,
+        "workers": 1,
+    }
     with pytest.raises(ValueError, match=message):
         DemosConfig(**(fields | {field: value}))
 

@@ -30,12 +30,16 @@ CONFIG = TrainConfig(
 
 
 def trained(toy_demos: Path, folder: Path, **changes: object) -> Path:
-    return run(replace(CONFIG, demos=str(toy_demos), out=str(folder / "policy"), cache=str(folder / "cache"), **changes))
+    return run(
+        replace(CONFIG, demos=str(toy_demos), out=str(folder / "policy"), cache=str(folder / "cache"), **changes)
+    )
 
 
 @pytest.mark.parametrize("policy", list(POLICIES))
 @pytest.mark.parametrize("encoder", ["none", "pixels-16x16", "egodtm-tiny"])
-def test_saved_and_loaded_in_a_new_process_acts_equally(toy_demos: Path, tmp_path: Path, policy: str, encoder: str) -> None:
+def test_saved_and_loaded_in_a_new_process_acts_equally(
+    toy_demos: Path, tmp_path: Path, policy: str, encoder: str
+) -> None:
     path = trained(toy_demos, tmp_path, policy=policy, encoder=encoder)
     loaded, _ = load_policy(path)
     observation = example_observation(loaded, toy_demos)
@@ -47,7 +51,12 @@ def test_saved_and_loaded_in_a_new_process_acts_equally(toy_demos: Path, tmp_pat
         "policy, _ = load_policy(sys.argv[1]); obs = torch.load(sys.argv[2], weights_only=True)\n"
         "print(policy.predict_chunk(obs).flatten().tolist())"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(path), str(tmp_path / "observation.pt")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(tmp_path / "observation.pt")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     np.testing.assert_array_equal(np.array(eval_list(done.stdout), dtype=np.float32), actions.flatten().numpy())
 
 
@@ -59,11 +68,15 @@ def example_observation(policy: Policy, demos: Path) -> dict[str, torch.Tensor]:
     with DemoFile(demos) as file:
         batch = {key: torch.from_numpy(file.array(0, f"obs/{key}")[:2])[:, None] for key in policy.spec.state_keys}
         for camera in policy.spec.cameras:
-            batch[f"images/{camera}"] = torch.from_numpy(file.array(0, f"obs/images/{camera}")[: 2 * policy.spec.frames]).unflatten(0, (2, policy.spec.frames))
+            batch[f"images/{camera}"] = torch.from_numpy(
+                file.array(0, f"obs/images/{camera}")[: 2 * policy.spec.frames]
+            ).unflatten(0, (2, policy.spec.frames))
     return batch
 
 
-def test_training_is_repeatable_and_a_finished_policy_is_kept(toy_demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_training_is_repeatable_and_a_finished_policy_is_kept(
+    toy_demos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     first = trained(toy_demos, tmp_path / "a")
     second = trained(toy_demos, tmp_path / "b")
     assert sha256_file(first / "model.safetensors") == sha256_file(second / "model.safetensors")
@@ -153,8 +166,18 @@ class EchoPolicy(Policy):
         image = FieldSpec(shape=(1, 1, 3), dtype="uint8", unit="1", convention="test")
         state = FieldSpec(shape=(1,), dtype="float32", unit="1", convention="test")
         action = FieldSpec(shape=(2,), dtype="float32", unit="1", convention="test", low=-1.0, high=1.0)
-        env = EnvSpec(task="t", control_hz=10.0, horizon_steps=9, observation={"images/c": image, "state/s": state}, action=action)
-        self.spec = PolicySpec(policy="bc", env_spec=env, cameras=("c",), state_keys=("state/s",), frames=frames, stride_steps=stride, chunk_steps=chunk)
+        env = EnvSpec(
+            task="t", control_hz=10.0, horizon_steps=9, observation={"images/c": image, "state/s": state}, action=action
+        )
+        self.spec = PolicySpec(
+            policy="bc",
+            env_spec=env,
+            cameras=("c",),
+            state_keys=("state/s",),
+            frames=frames,
+            stride_steps=stride,
+            chunk_steps=chunk,
+        )
 
     def compute_loss(self, batch):
         raise AssertionError("not trained")
@@ -178,7 +201,10 @@ def test_chunker_against_a_plain_loop(frames: int, stride: int, chunk: int, data
         active = np.array(sorted(data.draw(st.sets(st.integers(0, 2), min_size=1))))
         reset = np.array([not episodes[i] or data.draw(st.booleans()) for i in active])
         pixels = np.array([data.draw(st.integers(0, 9)) for _ in active])
-        observation = {"images/c": np.repeat(pixels.astype(np.uint8), 3).reshape(-1, 1, 1, 3), "state/s": np.full((len(active), 1), step, np.float32)}
+        observation = {
+            "images/c": np.repeat(pixels.astype(np.uint8), 3).reshape(-1, 1, 1, 3),
+            "state/s": np.full((len(active), 1), step, np.float32),
+        }
         actions = chunker.act(observation, reset, active)
         for row, env in enumerate(active):
             if reset[row]:
