@@ -1,0 +1,114 @@
+"""Narrations in Ego4D's form and richer captions, written by a small grammar from a clip's facts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pretrain.clips.sources.synthetic.plan import Plan
+from pretrain.clips.sources.synthetic.world import World
+
+# {t} is the target, {o} the second thing.
+NARRATIONS: dict[str, str] = {
+    "reach": "#C C reaches for the {t}",
+    "pick up": "#C C picks up the {t}",
+    "put down": "#C C puts down the {t}",
+    "push": "#C C pushes the {t}",
+    "stack": "#C C puts the {t} on the {o}",
+    "pour": "#C C pours from the {t} into the {o}",
+    "hand over": "#C C passes the {t} from one hand to the other",
+    "pull open": "#C C pulls open the {t}",
+    "push shut": "#C C pushes the {t} shut",
+    "open door": "#C C opens the door of the {t}",
+    "open lid": "#C C opens the lid of the {t}",
+    "press": "#C C presses the {t}",
+    "turn": "#C C turns the {t}",
+}
+
+
+def write_captions(
+    rng: np.random.Generator, action: str, world: World, plan: Plan, facts: tuple[dict[str, Any], ...]
+) -> tuple[str, tuple[str, ...]]:
+    """(narration, two to four different captions). Every clause of a caption is one fact."""
+    target = world.things[plan.target].label
+    names = {"t": target, "o": world.things[plan.other].label if plan.other is not None else ""}
+    narration = NARRATIONS[action].format(**names)
+    hands = _hand_phrase(action, plan)
+    relations = [fact for fact in facts if fact["type"] == "relation"]
+    first = [fact for fact in relations if fact["frame"] == 0]
+    last = [fact for fact in relations if fact["frame"] != 0]
+    movement = [fact for fact in facts if fact["type"] in ("motion", "displacement", "contact")]
+    captions: list[str] = []
+
+    def add(text: str) -> None:
+        if text not in captions:
+            captions.append(text)
+
+    clauses = _relation_clauses(rng, first, target)
+    add(f"{narration} {hands}" + (f"; {clauses}" if clauses else ""))
+    moved = [_movement_clause(fact) for fact in movement if fact["object"] == target]
+    if moved:
+        chosen = sorted(rng.choice(len(moved), size=min(2, len(moved)), replace=False))
+        add(
+            f"{narration}; " + ", then ".join(moved[i] for i in chosen)
+            if len(chosen) > 1
+            else f"{narration}; {moved[0]}"
+        )
+    ending = _relation_clauses(rng, last, target)
+    if ending:
+        add(f"{narration} {hands}; at the end {ending}")
+    again = _relation_clauses(rng, first, target)
+    if again and moved:
+        add(f"{narration}; {again}; {moved[int(rng.integers(len(moved)))]}")
+    if len(captions) < 2:
+        add(f"{narration} {hands} in the middle of the {len(world.things)} things in view")
+    return narration, tuple(captions[:4])
+
+
+def _hand_phrase(action: str, plan: Plan) -> str:
+    if action == "hand over":
+        other = "left" if plan.side == "right" else "right"
+        return f"from the {plan.side} hand to the {other} hand"
+    return f"with the {plan.side} hand"
+
+
+def _relation_clauses(rng: np.random.Generator, relations: list[dict[str, Any]], target: str) -> str:
+    """One sideways and one depth relation, about one thing where possible."""
+    if not relations:
+        return ""
+    about = str(rng.choice(sorted({fact["object"] for fact in relations})))
+    words = []
+    for fact in relations:
+        if fact["object"] == about:
+            relation = {
+                "nearer than": "nearer to the camera than",
+                "farther than": "farther from the camera than",
+            }.get(fact["relation"], fact["relation"])
+            words.append(relation)
+    return (
+        f"the {target} is "
+        + " and ".join(f"{word} the {about}" if i == len(words) - 1 else word for i, word in enumerate(words))
+        if all(word.endswith("of") or word.endswith("than") or word == "above" for word in words)
+        else ""
+    )
+
+
+def _movement_clause(fact: dict[str, Any]) -> str:
+    thing = fact["object"]
+    if fact["type"] == "contact":
+        return f"the {fact['hand']} hand touches the {thing}"
+    if fact["type"] == "motion":
+        return f"the {fact['hand']} hand {fact['direction']} the {thing}"
+    direction = fact["direction"]
+    amount = fact["amount"]
+    if fact["unit"] == "m" and direction in ("up", "down", "left", "right", "away", "nearer"):
+        where = {"away": "away from the wearer", "nearer": "towards the wearer"}.get(direction, direction)
+        return f"the {thing} moves {100 * amount:.0f} cm {where}"
+    return {
+        "tilted": f"the {thing} is tilted",
+        "turned": f"the {thing} is turned by {np.rad2deg(amount):.0f} degrees",
+        "pressed": f"the {thing} is pressed down",
+        "opened": f"the {thing} is opened",
+        "closed": f"the {thing} is closed",
+    }[direction]

@@ -1,0 +1,127 @@
+"""A compiled scene: sets hands, things and joints by pose, and measures distances between their solid shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pretrain.clips.sources.synthetic.hands import FINGER_JOINTS, FINGERS, SIDES, forearm_pose
+from pretrain.clips.sources.synthetic.objects import ObjectModel
+
+FAR = 1.0  # distances are cut off here, metres
+
+
+class World:
+    """A MuJoCo model of a scene with two hands and named things "object 0", "object 1", ...
+
+    Attributes:
+        model, data: MuJoCo's.
+        things: the models of the things, in order.
+        support: ids of the solid geoms of the table.
+        finger_geoms: per side, per finger, ids of its solid shapes from the knuckle to the tip.
+        palm_geoms: per side, ids of the palm's solid shapes.
+        thing_geoms: per thing, ids of its solid shapes.
+    """
+
+    def __init__(self, spec, things: list[ObjectModel]) -> None:
+        import mujoco
+
+        self._mujoco = mujoco
+        self.model = spec.compile()
+        self.data = mujoco.MjData(self.model)
+        self.things = things
+        model = self.model
+        names = [model.geom(i).name for i in range(model.ngeom)]
+        body_names = [model.body(i).name for i in range(model.nbody)]
+
+        def mocap(name: str) -> int:
+            return int(model.body_mocapid[body_names.index(name)])
+
+        self._palm = {side: mocap(f"{side}/palm") for side in SIDES}
+        self._forearm = {side: mocap(f"{side}/forearm") for side in SIDES}
+        self._camera = mocap("head")
+        self._thing = [mocap(f"object {i}") for i in range(len(things))]
+        self._fingers = {
+            side: np.array([int(model.joint(f"{side}/{joint}").qposadr[0]) for joint in FINGER_JOINTS])
+            for side in SIDES
+        }
+        self._joint = {
+            i: int(model.joint(f"object {i}/joint").qposadr[0]) for i, thing in enumerate(things) if thing.joint
+        }
+        self.limits = {
+            side: np.array([model.joint(f"{side}/{joint}").range for joint in FINGER_JOINTS]) for side in SIDES
+        }
+        self.finger_geoms = {
+            side: {
+                finger: [names.index(f"{side}/C_{finger.lower()}{part}") for part in ("proximal", "middle", "distal")]
+                for finger in FINGERS
+            }
+            for side in SIDES
+        }
+        self.palm_geoms = {
+            side: [names.index(f"{side}/{shape}") for shape in ("C_palm0", "C_palm1", "C_lfmetacarpal")]
+            for side in SIDES
+        }
+        self.hand_geoms = {
+            side: self.palm_geoms[side] + [geom for geoms in self.finger_geoms[side].values() for geom in geoms]
+            for side in SIDES
+        }
+        self.thing_geoms = [
+            [g for g, name in enumerate(names) if name.startswith(f"object {i}/solid")] for i in range(len(things))
+        ]
+        self.support = [g for g, name in enumerate(names) if name.startswith("support")]
+        self._body_of_geom = model.geom_bodyid
+        self._body_names = body_names
+
+    def set_hand(self, side: str, palm: np.ndarray, fingers: np.ndarray, shoulder: np.ndarray | None = None) -> None:
+        """Poses a palm and its fingers; with a shoulder position, the forearm too."""
+        self._set_mocap(self._palm[side], palm)
+        self.data.qpos[self._fingers[side]] = fingers
+        if shoulder is not None:
+            self._set_mocap(self._forearm[side], forearm_pose(palm, shoulder, side))
+
+    def set_thing(self, index: int, pose: np.ndarray) -> None:
+        self._set_mocap(self._thing[index], pose)
+
+    def set_joint(self, index: int, value: float) -> None:
+        self.data.qpos[self._joint[index]] = value
+
+    def set_camera(self, world_from_camera: np.ndarray) -> None:
+        """Poses the head camera, given in the OpenCV convention."""
+        self._set_mocap(self._camera, world_from_camera @ np.diag([1.0, -1.0, -1.0, 1.0]))
+
+    def _set_mocap(self, index: int, pose: np.ndarray) -> None:
+        quat = np.empty(4)
+        self._mujoco.mju_mat2Quat(quat, np.ascontiguousarray(pose[:3, :3]).ravel())
+        self.data.mocap_pos[index] = pose[:3, 3]
+        self.data.mocap_quat[index] = quat
+
+    def update(self) -> None:
+        """Recomputes where every body and geom is."""
+        self._mujoco.mj_kinematics(self.model, self.data)
+
+    def update_for_display(self) -> None:
+        self.update()
+        self._mujoco.mj_comPos(self.model, self.data)
+        self._mujoco.mj_camlight(self.model, self.data)
+
+    def distance(self, first: list[int], second: list[int], limit: float = FAR) -> float:
+        """The smallest signed distance between two groups of geoms, at most `limit`; negative = penetration depth."""
+        centre, radius = self.data.geom_xpos, self.model.geom_rbound
+        closest = limit
+        for a in first:
+            for b in second:
+                if np.dot(gap := centre[a] - centre[b], gap) > (radius[a] + radius[b] + closest) ** 2:
+                    continue
+                closest = min(closest, self._mujoco.mj_geomDistance(self.model, self.data, a, b, closest + 0.01, None))
+        return closest
+
+    def segmentation_ids(self) -> np.ndarray:
+        """uint8[ngeom]: what each geom's pixels are called: 1 left hand, 2 right hand, 3 + i thing i, 0 anything else."""
+        table = np.zeros(self.model.ngeom, np.uint8)
+        for geom, body in enumerate(self._body_of_geom):
+            owner = self._body_names[body].split("/")[0]
+            if owner in SIDES:
+                table[geom] = 1 + SIDES.index(owner)
+            elif owner.startswith("object "):
+                table[geom] = 3 + int(owner.split()[1])
+        return table
