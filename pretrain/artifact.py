@@ -33,7 +33,7 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 FORMAT_VERSION = 1
@@ -152,11 +152,6 @@ def _explained_write_errors(path: Path) -> Iterator[None]:
         if error.errno not in remedies:
             raise
         raise ValueError(f"cannot write {path}: {remedies[error.errno]}; nothing half-written was left") from error
-    except SafetensorError as error:  # safetensors writes by itself and reports the errno only in its message
-        for number, remedy in remedies.items():
-            if f"os error {number})" in str(error):
-                raise ValueError(f"cannot write {path}: {remedy}; nothing half-written was left") from error
-        raise
 
 
 def _writer() -> str:
@@ -225,13 +220,14 @@ def _fsync_tree(path: Path) -> None:
 
 
 def _contiguous(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What safetensors can store: CPU, contiguous, and no two names sharing memory."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Writes a safetensors file (not atomic by itself: use inside `atomic_directory`)."""
-    save_file(_contiguous(tensors), path)
+    # Serialized here and written by us: safetensors' own writer makes files that only their owner may read, and hides the
+    # errno of a full disk in its message.
+    Path(path).write_bytes(save(_contiguous(tensors)))
 
 
 def save_artifact(

@@ -66,6 +66,7 @@ class EgoDTMConfig:
 
 # Base is the published decoder of the logged run: 256 channels, 5 layers, 28 px depth from a 14 x 14 grid.
 DECODER_SIZES: dict[str, dict[str, Any]] = {
+    "nano": {"width": 32, "layers": 2, "heads": 2, "feedforward": 64, "scale": 4},
     "tiny": {"width": 96, "layers": 2, "heads": 4, "feedforward": 384, "scale": 4},
     "small": {"width": 192, "layers": 3, "heads": 6, "feedforward": 768, "scale": 2},
     "base": {"width": 256, "layers": 5, "heads": 8, "feedforward": 2048, "scale": 2},

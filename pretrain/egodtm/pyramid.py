@@ -94,4 +94,3 @@ class SimpleFeaturePyramid(nn.Module):
         # Channels-last memory: the norms read channels, and the convolutions of a CPU run faster on it.
         x = x.contiguous(memory_format=torch.channels_last)
         return self.coarse(x), self.mask_features(self.fine(x))
-

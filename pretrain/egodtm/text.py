@@ -45,6 +45,7 @@ class TextConfig:
 
 # Base is CLIP's; tiny is kept small beside the tiny video tower, which is the part that is kept.
 TEXT_SIZES: dict[str, dict[str, Any]] = {
+    "nano": {"width": 32, "layers": 2, "heads": 2},
     "tiny": {"width": 192, "layers": 4, "heads": 3},
     "small": {"width": 384, "layers": 8, "heads": 6},
     "base": {"width": 512, "layers": 12, "heads": 8},

@@ -60,8 +60,9 @@ class VideoViTConfig:
         return self.image_size // self.patch_size
 
 
-# ViT's usual widths. Tiny is made for a CPU (4 x 112 px, 197 tokens); base is the published model (4 x 224 px, 785).
+# ViT's usual widths. Nano is for tests and trials of the machinery; tiny is made for a CPU (4 x 112 px, 197 tokens); base is the published model (4 x 224 px, 785).
 VIDEO_SIZES: dict[str, dict[str, Any]] = {
+    "nano": {"image_size": 32, "width": 32, "layers": 2, "heads": 2},
     "tiny": {"image_size": 112, "width": 192, "layers": 12, "heads": 3},
     "small": {"image_size": 224, "width": 384, "layers": 12, "heads": 6},
     "base": {"image_size": 224, "width": 768, "layers": 12, "heads": 12},

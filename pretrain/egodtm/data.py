@@ -1,0 +1,83 @@
+"""From clips to EgoDTM's batches: frames, inverse depth, and one text a clip, at random the narration or a richer caption."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pretrain.batches import SampleId
+from pretrain.clips.dataset import ClipDataset
+from pretrain.egodtm.text import tokenize
+
+# Clips that validation looks at are the same for every seed, so that runs can be compared on them.
+_VALIDATION_SEED = 20250303
+
+
+class LoadBatch:
+    """Sample ids to a batch; a pure function of them, and picklable for worker processes.
+
+    A batch has "video" uint8[B, T, H, W, 3], "text_ids" int64[B, L], and with depth "depth" float32[B, T, h, w] in [0, 1]
+    (inverse depth) and "depth_valid" bool[B, T, h, w].
+
+    Args:
+        depth_size: side of the depth maps; 0 leaves depth out.
+        caption_probability: chance that a clip's narration is replaced by one of its enriched captions. One text a clip
+            and step, as the published log's single contrastive loss says; the published probability is not known.
+        train: random frame times, crops and captions; else the middle frames, the centre, and the narration.
+    """
+
+    def __init__(
+        self,
+        data: str | Path,
+        *,
+        frames: int,
+        image_size: int,
+        depth_size: int,
+        caption_probability: float,
+        context_length: int,
+        train: bool,
+    ) -> None:
+        self.dataset = ClipDataset(
+            data,
+            frames=frames,
+            image_size=image_size,
+            depth_size=depth_size or None,
+            train=train,
+            fields=("video", "depth", "text") if depth_size else ("video", "text"),
+        )
+        self.caption_probability = caption_probability if train else 0.0
+        self.context_length = context_length
+        self.with_depth = depth_size > 0
+
+    def __call__(self, ids: Sequence[SampleId]) -> dict[str, Any]:
+        samples = [self.dataset.sample(index, seed) for index, seed in ids]
+        texts = [
+            choose_text(sample["narration"], sample["captions"], self.caption_probability, seed)
+            for sample, (_, seed) in zip(samples, ids, strict=True)
+        ]
+        batch = {
+            "video": torch.stack([sample["video"] for sample in samples]),
+            "text_ids": tokenize(texts, self.context_length),
+        }
+        if self.with_depth:
+            batch["depth"] = torch.stack([sample["depth"] for sample in samples])
+            batch["depth_valid"] = torch.stack([sample["depth_valid"] for sample in samples])
+        return batch
+
+
+def choose_text(narration: str, captions: Sequence[str], probability: float, seed: int) -> str:
+    """The narration, or with the given probability one of the enriched captions (if the clip has any)."""
+    # Apart from the stream that augments the same clip.
+    random = np.random.default_rng([seed, 1])
+    if captions and random.random() < probability:
+        return captions[random.integers(len(captions))]
+    return narration
+
+
+def split_clips(clips: int, val_fraction: float) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(training clips, validation clips), disjoint and in order; the split depends on nothing but the two numbers."""
+    held_out = round(clips * val_fraction)
+    order = np.random.default_rng(_VALIDATION_SEED).permutation(clips)
+    return tuple(sorted(order[held_out:].tolist())), tuple(sorted(order[:held_out].tolist()))

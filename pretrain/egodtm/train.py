@@ -1,0 +1,260 @@
+"""`egoarm pretrain`: EgoDTM on a store of ego clips, ending in an encoder artifact."""
+
+import contextlib
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from pretrain.artifact import atomic_write_text, load_artifact, make_provenance, save_artifact
+from pretrain.batches import BatchPlan
+from pretrain.checkpoints import open_run, run_lock
+from pretrain.clips.dataset import ClipDataset
+from pretrain.clips.store import ClipStore, open_store
+from pretrain.egodtm.data import LoadBatch, split_clips
+from pretrain.egodtm.depth_decoder import DepthDecoderConfig
+from pretrain.egodtm.losses import DEPTH_ERRORS
+from pretrain.egodtm.model import DECODER_SIZES, EgoDTM, EgoDTMConfig, LossConfig, egodtm_loss
+from pretrain.egodtm.text import TextConfig
+from pretrain.egodtm.validation import Validation, validate
+from pretrain.egodtm.video_vit import VIDEO_SIZES, VideoViTConfig
+from pretrain.encoder import save_encoder
+from pretrain.loop import FREE_TRAINER_FIELDS, TrainerConfig, fit, make_fabric
+
+MODELS = ("egodtm",)
+ENCODER_DIRECTORY = "encoder"
+MODEL_DIRECTORY = "model"
+MODEL_KIND = "egodtm"
+VALIDATION_FILE = "validation.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of `egoarm pretrain`.
+
+    Attributes:
+        model: one of MODELS; size: a row of VIDEO_SIZES.
+        data: directory of a clip store; out: directory of the run.
+        seed: of the weights, the order of the clips, the augmentation and the choice of captions.
+        overwrite: start again from nothing where `out` holds another run.
+        frames: T; image_size: pixels, null = the size's own; depth_scale: side of the depth map over that of the patch
+            grid, null = the size's own.
+        joint_dim, temperature, causal_text: of the contrastive head, see EgoDTMConfig and TextConfig.
+        depth_weight: weight of the depth loss; 0 trains the no-depth twin, without the decoder.
+        depth_error, deep_supervision, mask_duplicates: see LossConfig.
+        caption_probability: chance that an enriched caption replaces the narration; 0 trains the no-enriched twin.
+        val_fraction: share of the clips held out to test against chance at the end; 0 skips that.
+    """
+
+    data: str
+    out: str
+    model: str = "egodtm"
+    size: str = "tiny"
+    seed: int = 0
+    overwrite: bool = False
+    frames: int = 4
+    image_size: int | None = None
+    depth_scale: int | None = None
+    joint_dim: int = 256
+    temperature: float = 0.07
+    causal_text: bool = True
+    depth_weight: float = 1.0
+    depth_error: str = DEPTH_ERRORS[0]
+    deep_supervision: bool = True
+    mask_duplicates: bool = True
+    caption_probability: float = 0.5
+    val_fraction: float = 0.1
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        for name, meaning in (("data", "a clip store, e.g. data=runs/clips"), ("out", "e.g. out=runs/pretrain")):
+            if getattr(self, name) in ("", "???"):
+                raise ValueError(f"{name}= is missing: say the directory of {meaning}")
+        if self.model not in MODELS:
+            raise ValueError(f"model: expected one of {', '.join(MODELS)}, got {self.model!r}")
+        if self.size not in VIDEO_SIZES:
+            raise ValueError(f"size: expected one of {', '.join(VIDEO_SIZES)}, got {self.size!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {self.seed}")
+        for name in ("caption_probability", "val_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
+        _ = self.loss, self.model_config  # each part says what is wrong with its fields
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}-{self.size}"
+
+    @property
+    def loss(self) -> LossConfig:
+        return LossConfig(
+            depth_weight=self.depth_weight,
+            depth_error=self.depth_error,
+            deep_supervision=self.deep_supervision,
+            mask_duplicates=self.mask_duplicates,
+        )
+
+    @property
+    def model_config(self) -> EgoDTMConfig:
+        video: dict[str, Any] = {"frames": self.frames}
+        if self.image_size is not None:
+            video["image_size"] = self.image_size
+        decoder = DECODER_SIZES[self.size] | ({} if self.depth_scale is None else {"scale": self.depth_scale})
+        return EgoDTMConfig(
+            video=VideoViTConfig.of_size(self.size, **video),
+            text=TextConfig.of_size(self.size, causal=self.causal_text),
+            decoder=DepthDecoderConfig(**decoder) if self.depth_weight else None,
+            joint_dim=self.joint_dim,
+            temperature=self.temperature,
+        )
+
+
+def run(config: PretrainConfig) -> None:
+    """Trains, or goes on with, the run in config.out, and saves its encoder as <out>/encoder.
+
+    Raises:
+        FileNotFoundError: no clip store at config.data.
+        ValueError: too few clips, no depth to learn from, or config.out holds something else.
+        KeyboardInterrupt: stopped; the same command goes on.
+    """
+    store = open_store(config.data)
+    out = Path(config.out)
+    identity = dataclasses.asdict(config)
+    for name in ("out", "overwrite"):
+        del identity[name]
+    identity["clips_sha256"] = store.manifest_sha256
+    fabric = make_fabric(config.trainer)
+    with contextlib.ExitStack() as held:
+        finished = False
+        if fabric.is_global_zero:
+            held.enter_context(run_lock(out))
+            open_run(
+                out,
+                identity,
+                may_differ={"data"} | {f"trainer.{name}" for name in FREE_TRAINER_FIELDS},
+                overwrite=config.overwrite,
+                belongings=(ENCODER_DIRECTORY, MODEL_DIRECTORY, VALIDATION_FILE, "metrics.jsonl", "tensorboard"),
+            )
+            finished = _is_finished(out, config)
+            if finished:
+                print(
+                    f"pretrain {config.name}: already finished, {config.trainer.steps} steps: {out / ENCODER_DIRECTORY}"
+                )
+        # The other processes wait here until the directory is in order.
+        if not fabric.broadcast(finished, src=0):
+            _train(config, store, fabric)
+
+
+def _is_finished(out: Path, config: PretrainConfig) -> bool:
+    """The encoder is written last, so a whole one of this run's last step means that all is done."""
+    path = out / ENCODER_DIRECTORY
+    if not path.exists():
+        return False
+    try:
+        return load_artifact(path).provenance["step"] == config.trainer.steps
+    except ValueError as error:
+        print(f"{error}: making it again from the last checkpoint")
+        return False
+
+
+def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
+    out, model_config, trainer = Path(config.out), config.model_config, config.trainer
+    train_clips, held_out = split_clips(len(store), config.val_fraction)
+    if model_config.decoder is not None and "depth" not in store.manifest["modalities"]:
+        raise ValueError(
+            f"data={config.data} has no depth to learn from: add it with a depth teacher, or train without, depth_weight=0"
+        )
+    model_config = dataclasses.replace(model_config, fps=_frame_rate(store, config.frames))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = EgoDTM(model_config, name=config.name)
+
+    def loader(train: bool) -> LoadBatch:
+        return LoadBatch(
+            config.data,
+            frames=model_config.video.frames,
+            image_size=model_config.video.image_size,
+            depth_size=model_config.depth_size,
+            caption_probability=config.caption_probability,
+            context_length=model_config.text.context_length,
+            train=train,
+        )
+
+    loss_config = config.loss
+
+    def compute_loss(wrapped: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        return egodtm_loss(
+            wrapped(batch["video"], batch["text_ids"]),
+            log_scale=model.log_scale,
+            text_ids=batch["text_ids"],
+            depth=batch.get("depth"),
+            depth_valid=batch.get("depth_valid"),
+            config=loss_config,
+        )
+
+    progress = fit(
+        fabric=fabric,
+        model=model,
+        compute_loss=compute_loss,
+        load=loader(train=True),
+        plan=BatchPlan(indices=train_clips, batch_size=trainer.batch_size, seed=config.seed),
+        trainer=trainer,
+        directory=out,
+        title=f"pretrain {config.name}",
+    )
+    if not fabric.is_global_zero:
+        return
+    report = None
+    if len(held_out) >= 2:
+        report = validate(
+            model, loader(train=False), held_out=held_out, train=train_clips, batch_size=trainer.batch_size
+        )
+        atomic_write_text(out / VALIDATION_FILE, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+    _save(config, model.cpu(), store, progress.step, progress.wall_time_s)
+    _tell(config, report, progress.wall_time_s)
+
+
+def _frame_rate(store: ClipStore, frames: int) -> float:
+    """Mean rate of a clip's chosen frames, 1/s: what the encoder's users should feed it. 0 for one frame."""
+    if frames == 1:
+        return 0.0
+    times = ClipDataset(store, frames=frames, train=False, fields=("text",)).sample(0, 0)["times_s"]
+    span = float(times[-1] - times[0])
+    return round((frames - 1) / span, 6) if span > 0 else 0.0
+
+
+def _save(config: PretrainConfig, model: EgoDTM, store: ClipStore, step: int, wall_time_s: float) -> None:
+    out, training = Path(config.out), dataclasses.asdict(config)
+    provenance = make_provenance(
+        seed=config.seed,
+        parents={},
+        data={"clips": store.manifest_sha256},
+        step=step,
+        wall_time_s=wall_time_s,
+    )
+    # The whole model is for text retrieval and depth; policies need the encoder alone.
+    save_artifact(
+        out / MODEL_DIRECTORY,
+        kind=MODEL_KIND,
+        name=config.name,
+        tensors=model.state_dict(),
+        config={"model": model.config.to_json(), "training": training},
+        spec=model.encoder().spec.to_json(),
+        provenance=provenance,
+    )
+    save_encoder(out / ENCODER_DIRECTORY, model.encoder(), name=config.name, provenance=provenance, training=training)
+
+
+def _tell(config: PretrainConfig, report: Validation | None, wall_time_s: float) -> None:
+    steps, clips = config.trainer.steps, config.trainer.steps * config.trainer.batch_size
+    for line in report.lines() if report is not None else ["no held-out clips: nothing was tested against chance"]:
+        print(line)
+    print(
+        f"pretrain {config.name}: {steps} steps, {clips} clips seen, {wall_time_s:.0f} s: "
+        f"{Path(config.out) / ENCODER_DIRECTORY}"
+    )
