@@ -42,7 +42,7 @@ class BCPolicy(Policy):
             width = config.hidden
         self.head = nn.Sequential(*layers, nn.Linear(width, spec.chunk_steps * spec.action_dim))
 
-    def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Mean squared error.
 
         Args:
@@ -53,7 +53,7 @@ class BCPolicy(Policy):
         valid = (~batch["action_is_pad"]).float()[..., None]
         error = (predicted - batch["action"]).square() * valid
         loss = error.sum() / (valid.sum() * self.spec.action_dim)
-        return loss, {"mse": float(loss.detach())}
+        return loss, {"loss": loss.detach()}
 
     @torch.no_grad()
     def predict_chunk(

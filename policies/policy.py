@@ -80,8 +80,12 @@ class Policy(nn.Module, ABC):
     spec: PolicySpec
 
     @abstractmethod
-    def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, float]]:
+    def compute_loss(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
         """Training loss of one batch and its parts for the log."""
+
+    def forward(self, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+        """`compute_loss`, under the name through which distributed training calls a model."""
+        return self.compute_loss(batch)
 
     @abstractmethod
     def predict_chunk(

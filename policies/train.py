@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import time
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from policies.bc import BCConfig, BCPolicy
 from policies.demos.hdf5 import DemoFile
 from policies.demos.windows import training_rows
 from policies.features import demo_features
-from policies.policy import PolicySpec, policy_entry
-from pretrain.artifact import atomic_write_text, load_artifact, make_provenance, save_artifact
+from policies.policy import Policy, PolicySpec, policy_entry
+from pretrain.artifact import load_artifact, make_provenance, save_artifact
+from pretrain.batches import BatchPlan, SampleId
+from pretrain.checkpoints import Progress, open_run, run_lock
 from pretrain.encoder import VideoEncoder, load_encoder
+from pretrain.loop import TrainerConfig, fit, make_fabric
 
 NO_ENCODER = "none"
 
@@ -82,10 +85,13 @@ def run(config: TrainConfig) -> Path:
             )
             rows["features"] = torch.from_numpy(np.array(features))
         policy.backbone.state_normalizer.fit(rows["state"])
-        start = time.monotonic()
-        torch.set_num_threads(1)  # the head's matrices are so small that a second thread costs more than it saves
-        log = fit(policy, rows, config, stored["encoder"]["label"])
-        steps = log[-1]["step"]
+        directory = metrics_path(config.out).parent
+        with run_lock(directory):
+            open_run(directory, json.loads(json.dumps(stored)))
+            progress = _fit(
+                policy, rows, config, directory, f"train {stored['encoder']['label']} {demos.env_spec.task}"
+            )
+        policy = policy.cpu()
         sha256 = save_artifact(
             config.out,
             kind="policy",
@@ -97,20 +103,20 @@ def run(config: TrainConfig) -> Path:
                 seed=config.seed,
                 parents={} if encoder is None else {"encoder": encoder.spec.weights_sha256},
                 data={"demos": demos.sha256},
-                step=steps,
-                wall_time_s=time.monotonic() - start,
+                step=progress.step,
+                wall_time_s=progress.wall_time_s,
             ),
         )
-        atomic_write_text(metrics_path(config.out), "".join(json.dumps(row) + "\n" for row in log))
+        shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # the artifact holds the last one
     print(
-        f"train: {config.policy} with {stored['encoder']['label']}, {steps} steps, last loss {log[-1]['loss']:.4f}, sha256 {sha256[:12]} -> {config.out}"
+        f"train: {config.policy} with {stored['encoder']['label']}, {progress.step} steps, sha256 {sha256[:12]} -> {config.out}"
     )
     return Path(config.out)
 
 
 def metrics_path(policy: str | Path) -> Path:
     """The training log beside a policy's directory."""
-    return Path(policy).with_name(Path(policy).name + ".log") / "metrics.jsonl"
+    return Path(policy).with_name(Path(policy).name + ".training") / "metrics.jsonl"
 
 
 def _make_spec(config: TrainConfig, encoder: VideoEncoder | None, demos: DemoFile) -> PolicySpec:
@@ -165,30 +171,34 @@ def _is_done(out: Path, stored: Mapping[str, Any]) -> bool:
     raise FileExistsError(f"{out} holds a policy of another {', '.join(differing)}; name another out= or delete it")
 
 
-def fit(policy: BCPolicy, rows: Mapping[str, Tensor], config: TrainConfig, label: str) -> list[dict[str, Any]]:
-    """Adam on shuffled minibatches for a fixed number of epochs; returns the log, one row an epoch.
-
-    The order of the rows is a function of (seed, epoch), so a repeated run gives the same weights.
-    """
+def _fit(policy: Policy, rows: Mapping[str, Tensor], config: TrainConfig, directory: Path, title: str) -> Progress:
+    """Train the head at a constant learning rate for a fixed number of epochs, with the one training loop."""
     count = len(rows["state"])
-    optimizer = torch.optim.Adam(
-        [parameter for parameter in policy.parameters() if parameter.requires_grad], lr=config.lr
+    batch_size = min(config.batch_size, count)
+    trainer = TrainerConfig(
+        steps=config.epochs * (count // batch_size),
+        batch_size=batch_size,
+        learning_rate=config.lr,
+        final_learning_rate=config.lr,
+        warmup_steps=0,
+        weight_decay=0.0,
+        beta2=0.999,
+        gradient_clip=0.0,
+        threads=1,  # the head's matrices are so small that a second thread costs more than it saves
+        checkpoint_every=2000,
     )
-    policy.train()
-    log: list[dict[str, Any]] = []
-    step = 0
-    for epoch in tqdm(range(config.epochs), desc=f"train {policy.spec.env_spec.task} {label}", unit="epoch"):
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch))
-        total = 0.0
-        for index in order.split(config.batch_size):
-            if len(index) == 1:
-                continue  # batch statistics need two rows
-            loss, _ = policy.compute_loss({key: values[index] for key, values in rows.items()})
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-            total += float(loss.detach()) * len(index)
-        log.append({"step": step, "epoch": epoch, "loss": total / count})
-    policy.eval()
-    return log
+    return fit(
+        fabric=make_fabric(trainer),
+        model=policy,
+        compute_loss=lambda model, batch: model(batch),
+        load=partial(_rows, rows),
+        plan=BatchPlan(indices=tuple(range(count)), batch_size=batch_size, seed=config.seed),
+        trainer=trainer,
+        directory=directory,
+        title=title,
+    )
+
+
+def _rows(rows: Mapping[str, Tensor], samples: Sequence[SampleId]) -> dict[str, Tensor]:
+    index = torch.tensor([row for row, _ in samples])
+    return {key: values[index] for key, values in rows.items()}
