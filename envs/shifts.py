@@ -53,7 +53,7 @@ LEVELS: dict[str, AppearanceLevel] = {
 
 _COLOUR_FIELDS = ("mat_rgba", "geom_rgba", "geom_matid")
 _LIGHT_FIELDS = ("light_diffuse", "light_ambient", "light_specular", "light_dir")
-_CAMERA_FIELDS = ("cam_pos", "cam_quat")
+_CAMERA_FIELDS = ("cam_pos", "cam_quat", "cam_pos0", "cam_mat0")
 _HEADLIGHT_FIELDS = ("ambient", "diffuse", "specular")
 # MuJoCo's own default: a geom of this colour takes its material's.
 _NO_COLOUR = np.array([0.5, 0.5, 0.5, 1.0], np.float32)
@@ -124,11 +124,26 @@ class Appearance:
 
     def _draw_cameras(self, level: AppearanceLevel, random: np.random.Generator) -> None:
         model = self._model
-        model.cam_pos[:] += level.camera_m * random.uniform(-1, 1, size=(model.ncam, 3))
+        shifts = level.camera_m * random.uniform(-1, 1, size=(model.ncam, 3))
         angles = np.radians(level.camera_deg) * random.uniform(-1, 1, size=(model.ncam, 3))
+        model.cam_pos[:] += shifts
+        model.cam_pos0[:] += shifts  # what cameras that track a body go by
+        if not angles.any():
+            return
         for camera in range(model.ncam):
+            turn = np.array([1.0, 0.0, 0.0, 0.0])
             for axis, angle in zip(np.eye(3), angles[camera], strict=True):
-                turn, turned = np.empty(4), np.empty(4)
-                mujoco.mju_axisAngle2Quat(turn, axis, angle)
-                mujoco.mju_mulQuat(turned, model.cam_quat[camera], turn)
-                model.cam_quat[camera] = turned
+                about_axis = np.empty(4)
+                mujoco.mju_axisAngle2Quat(about_axis, axis, angle)
+                turn = _product(turn, about_axis)
+            model.cam_quat[camera] = _product(model.cam_quat[camera], turn)
+            rotation = np.empty(9)
+            mujoco.mju_quat2Mat(rotation, turn)
+            model.cam_mat0[camera] = (model.cam_mat0[camera].reshape(3, 3) @ rotation.reshape(3, 3)).ravel()
+
+
+def _product(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Quaternion product, wxyz."""
+    result = np.empty(4)
+    mujoco.mju_mulQuat(result, first, second)
+    return result
