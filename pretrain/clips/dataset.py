@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Bool, Float32, UInt8
 from torch.utils.data import Dataset
 
-from pretrain.clips.schema import Clip
 from pretrain.clips.store import ClipStore, open_store
 
 SAMPLE_FIELDS = ("video", "depth", "text")
@@ -85,18 +84,15 @@ class ClipDataset(Dataset[dict[str, Any]]):
             "narration" str; "captions" tuple of str.
         """
         random = np.random.default_rng([seed, index])
-        has_depth = "depth" in self.store.manifest["modalities"]
-        wanted = ["rgb_times_s"]
-        if "depth" in self.fields and has_depth:
-            wanted.append("depth")
-        if "text" in self.fields:
-            wanted += ["narration", "captions"]
-        # Depth is read at all frames: its range over the whole clip is what it is normalised by.
-        clip = self.store.read(index, wanted)
+        texts = ("narration", "captions") if "text" in self.fields else ()
+        clip = self.store.read(index, ("rgb_times_s", *texts))
         assert clip.rgb_times_s is not None
         chosen = choose_frames(len(clip.rgb_times_s), self.frames, random if self.train else None)
-        rgb = self.store.read(index, ("rgb",), frames=chosen.tolist()).rgb if "video" in self.fields else None
-        sized = clip.depth if rgb is None else rgb
+        wanted = ["rgb"] if "video" in self.fields else []
+        if "depth" in self.fields and "depth" in self.store.manifest["modalities"]:
+            wanted.append("depth")
+        seen = self.store.read(index, wanted, frames=chosen.tolist())
+        sized = seen.depth if seen.rgb is None else seen.rgb
         height, width = (1, 1) if sized is None else sized.shape[1:3]
         crop = choose_crop(height, width, random if self.train else None)
 
@@ -105,36 +101,36 @@ class ClipDataset(Dataset[dict[str, Any]]):
             "frame_indices": torch.from_numpy(chosen),
             "times_s": torch.from_numpy(clip.rgb_times_s[chosen]),
         }
-        if rgb is not None:
-            sample["video"] = torch.from_numpy(crop_video(rgb, crop, self.image_size))
+        if seen.rgb is not None:
+            sample["video"] = torch.from_numpy(crop_video(seen.rgb, crop, self.image_size))
         if "depth" in self.fields:
-            depth_inverse, valid = self._depth(clip, chosen, crop)
+            depth_inverse, valid = self._depth(seen.depth, crop)
             sample["depth"], sample["depth_valid"] = torch.from_numpy(depth_inverse), torch.from_numpy(valid)
         if "text" in self.fields:
             sample["narration"], sample["captions"] = clip.narration, clip.captions
         return sample
 
     def _depth(
-        self, clip: Clip, chosen: np.ndarray, crop: Crop
+        self, depth: Float32[np.ndarray, "T H W"] | None, crop: Crop
     ) -> tuple[Float32[np.ndarray, "T h w"], Bool[np.ndarray, "T h w"]]:
-        if clip.depth is None:
+        if depth is None:
             shape = (self.frames, self.depth_size, self.depth_size)
             return np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
-        depth_inverse, valid = normalise_inverse_depth(clip.depth)
-        return (
-            crop_maps(depth_inverse[chosen], crop, self.depth_size),
-            crop_maps(valid[chosen].view(np.uint8), crop, self.depth_size).view(np.bool_),
+        depth_inverse, valid = normalise_inverse_depth(cut(depth, crop))
+        return resize_maps(depth_inverse, self.depth_size), resize_maps(valid.view(np.uint8), self.depth_size).view(
+            np.bool_
         )
 
 
 def normalise_inverse_depth(
     depth: Float32[np.ndarray, "T H W"],
 ) -> tuple[Float32[np.ndarray, "T H W"], Bool[np.ndarray, "T H W"]]:
-    """Inverse depth scaled to [0, 1] over a clip, near = 1, as relative depth teachers give it.
+    """Inverse depth scaled to [0, 1], near = 1, as teachers of relative depth give it.
 
-    ``d = (1/z - 1/z_far) / (1/z_near - 1/z_far)`` with z_near and z_far the least and the greatest known depth of the whole
-    clip, all frames: one scale a clip, so that a thing that comes closer over time also gets brighter, and none that depends
-    on the crop. Not known (z <= 0 or not finite) gives 0 and valid False; a clip at one single depth gives 1.
+    ``d = (1/z - 1/z_far) / (1/z_near - 1/z_far)`` with z_near and z_far the least and the greatest known depth of all the
+    frames given. A sample gives its T frames, cropped: one scale for all of them, so that what comes closer over time gets
+    brighter, and only from what the encoder sees, so that the target can be told from its input. Not known (z <= 0 or not
+    finite) gives 0 and valid False; where all known depths are equal they give 1.
     """
     valid = np.isfinite(depth) & (depth > 0)
     if not valid.any():
@@ -173,16 +169,19 @@ def choose_crop(height: int, width: int, random: np.random.Generator | None) -> 
 
 def crop_video(video: UInt8[np.ndarray, "T H0 W0 3"], crop: Crop, size: int) -> UInt8[np.ndarray, "T H W 3"]:
     """Cuts all frames alike and resizes them to ``size``, with antialiasing when that makes them smaller."""
-    top, left, height, width = crop
-    how = cv2.INTER_AREA if min(height, width) >= size else cv2.INTER_LINEAR
-    frames = video[:, top : top + height, left : left + width]
+    frames = cut(video, crop)
+    how = cv2.INTER_AREA if min(frames.shape[1:3]) >= size else cv2.INTER_LINEAR
     return np.stack([cv2.resize(frame, (size, size), interpolation=how) for frame in frames])
 
 
-def crop_maps(maps: np.ndarray, crop: Crop, size: int) -> np.ndarray:
-    """Cuts and resizes [T, H, W] maps by the nearest pixel: a mean across an edge would be a depth where nothing is."""
+def cut(frames: np.ndarray, crop: Crop) -> np.ndarray:
+    """The part of [T, H, W, ...] frames in a crop, as a view."""
     top, left, height, width = crop
-    maps = maps[:, top : top + height, left : left + width]
+    return frames[:, top : top + height, left : left + width]
+
+
+def resize_maps(maps: np.ndarray, size: int) -> np.ndarray:
+    """Resizes [T, H, W] maps by the nearest pixel: a mean across an edge would be a depth where nothing is."""
     return np.stack([cv2.resize(map_, (size, size), interpolation=cv2.INTER_NEAREST_EXACT) for map_ in maps])
 
 

@@ -136,7 +136,7 @@ def describe_modalities(clip: Clip) -> dict[str, dict[str, Any]]:
         "depth": {
             "unit": "m along the optical axis, 0 = not known",
             "member": DEPTH_MEMBER,
-            "codec": "uint16 millimetres",
+            "codec": "deflated differences of uint16 millimetres",
             "max_error_m": 0.0005,
             "max_m": MAX_DEPTH_M,
         },

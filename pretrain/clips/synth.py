@@ -68,9 +68,9 @@ def run_synth(config: SynthConfig) -> None:
         workers=config.workers,
     )
     made_clips = result.clips - result.kept_clips
-    did = f"made {made_clips} clips and kept {result.kept_clips}" if made_clips else "already complete"
+    kept = f", kept {result.kept_clips}" if result.kept_clips else ""
     print(
-        f"{did}: {result.clips} clips in {result.shards} shards, {result.bytes / 1e6:.1f} MB, in {directory}\n"
+        f"{f'made {made_clips}{kept}' if made_clips else 'already complete'}: {result.clips} clips in {result.shards} shards, {result.bytes / 1e6:.1f} MB, in {directory}\n"
         f"look at them: egoarm clips info {directory}"
     )
 

@@ -95,10 +95,12 @@ def test_depth_shows_the_same_crop_and_frames_as_the_video(store_path, seed):
     red = sample["video"][..., 0].float().mean((1, 2)) / 10
     np.testing.assert_allclose(red, sample["frame_indices"], atol=0.3)
     np.testing.assert_allclose(sample["times_s"], sample["frame_indices"] / 8)
-    # Inverse depth is 0.5 + row / SIZE, so normalised it is row / (SIZE - 1); green is 3 * row.
+    # Inverse depth is 0.5 + row / SIZE, so it goes from 0 to 1 over the rows of the crop; green is 3 * row.
     valid = sample["depth_valid"]
     row = sample["video"][..., 1].float() / 3
-    assert (sample["depth"] * (SIZE - 1) - row)[valid].abs().max() < 1.5
+    first, last = row.min(), row.max()
+    assert (first + sample["depth"] * (last - first) - row)[valid].abs().max() < 1.5
+    assert sample["depth"].max() > 0.97 and sample["depth"][valid].min() < 0.03
     column = sample["video"][..., 2].float() / 3
     assert (column[~valid] < 9.5).all() and (column[valid] > 6.5).all()
     assert (sample["depth"][~valid] == 0).all()

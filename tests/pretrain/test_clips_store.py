@@ -187,7 +187,7 @@ def test_a_missing_shard_is_named(store_path):
         open_store(store_path)
 
 
-@pytest.mark.parametrize("member", ["json", "rgb.mjpg", "depth.npz", "segmentation.npz", "motion.npz"])
+@pytest.mark.parametrize("member", ["json", "rgb.mjpg", "depth.zlib", "segmentation.npz", "motion.npz"])
 def test_a_damaged_member_is_named(store_path, member):
     store = open_store(store_path)
     offset, size = scan_tar(store_path / "shard-000001.tar")[1].members[member]
