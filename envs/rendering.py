@@ -7,6 +7,7 @@ quality leaves these three out and nothing else; "full" draws what the model's a
 from __future__ import annotations
 
 import atexit
+import ctypes.util
 import os
 import subprocess
 import sys
@@ -25,16 +26,22 @@ _REMEDY = {
     "osmesa": "sudo apt-get install -y libosmesa6",
     "glfw": "needs a display; without one use MUJOCO_GL=egl or MUJOCO_GL=osmesa",
 }
-# Draws one real frame: a library may load and still have no driver behind it.
+_LIBRARY = {"egl": "EGL", "osmesa": "OSMesa"}
+# Makes a context and its framebuffers: a library may load and still have no driver behind it. Leaves at once on an error, before destructors add theirs.
 _TRIAL = """
-import mujoco
-from mujoco.{backend} import GLContext
-context = GLContext(8, 8)
-context.make_current()
-model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
-drawing = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
-drawing.free()
-context.free()
+import os, sys
+try:
+    import mujoco
+    from mujoco.{backend} import GLContext
+    gl = GLContext(8, 8)
+    gl.make_current()
+    model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='1'/></worldbody></mujoco>")
+    context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+    context.free()
+    gl.free()
+except BaseException as error:
+    print(type(error).__name__ + ":", error, file=sys.stderr, flush=True)
+    os._exit(1)
 print("drawn")
 """
 
@@ -81,7 +88,7 @@ def gl_backend() -> str:
             os.environ.update(_environment(backend))
             os.environ[_TRIED_VARIABLE] = backend
             return backend
-        failures.append(f"{backend}: {reason}. Remedy: {_REMEDY[backend]}")
+        failures.append(f"{backend}: {reason.rstrip('.')}. Remedy: {_REMEDY[backend]}")
     raise RuntimeError("no GL back-end can draw a frame here.\n  " + "\n  ".join(failures))
 
 
@@ -104,6 +111,8 @@ def _try_backend(backend: str) -> str | None:
         return "no frame within 120 s"
     if trial.returncode == 0 and trial.stdout.strip().endswith("drawn"):
         return None
+    if backend in _LIBRARY and ctypes.util.find_library(_LIBRARY[backend]) is None:
+        return f"the library lib{_LIBRARY[backend]} is not installed"
     lines = [line.strip() for line in trial.stderr.splitlines() if line.strip()]
     return lines[-1] if lines else f"the trial process ended with code {trial.returncode}"
 

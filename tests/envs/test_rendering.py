@@ -156,10 +156,37 @@ def test_no_backend_names_the_packages(monkeypatch):
     assert all(package in text for package in ("libegl1", "libgl1-mesa-dri", "libosmesa6", "apt-get"))
 
 
-def test_a_backend_that_cannot_render_offscreen_is_refused(monkeypatch):
-    monkeypatch.setenv("MUJOCO_GL", "off")
-    with pytest.raises(RuntimeError, match=r"MUJOCO_GL='off'.*egl"):
-        gl_backend()
+@pytest.mark.parametrize(
+    ("environment", "text"),
+    [
+        ({"MUJOCO_GL": "off"}, "MUJOCO_GL='off' cannot render offscreen; expected one of egl, osmesa, glfw"),
+        ({"MUJOCO_GL": "nonsense"}, "MUJOCO_GL='nonsense' cannot render offscreen"),
+        ({"MUJOCO_GL": "egl", "__EGL_VENDOR_LIBRARY_FILENAMES": "/nowhere.json"}, "libegl1 libgl1-mesa-dri"),
+    ],
+)
+def test_a_backend_that_cannot_work_is_explained(environment, text):
+    script = "from envs.rendering import gl_backend\ntry: gl_backend()\nexcept RuntimeError as error: print(error)"
+    clean = {name: value for name, value in os.environ.items() if name != rendering._TRIED_VARIABLE}
+    run = subprocess.run(
+        [sys.executable, "-c", script], env={**clean, **environment}, capture_output=True, text=True, timeout=120
+    )
+    assert text in run.stdout and run.stderr == ""
+
+
+def test_full_quality_is_mujocos_own_rendering():
+    script = """
+import mujoco
+import numpy as np
+from envs.tasks import make_env
+env = make_env("metaworld/drawer-open", image_size=32, quality="full")
+observation, _ = env.reset(seed=0)
+with mujoco.Renderer(env.simulation.model, 32, 32) as renderer:
+    renderer.update_scene(env.simulation.data, "corner4")
+    print(np.array_equal(renderer.render(), observation["images/corner4"]))
+"""
+    gl_backend()  # hence MUJOCO_GL is set when the script imports mujoco
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert run.stdout == "True\n", run.stderr
 
 
 def test_an_open_renderer_leaves_no_noise_at_exit():
