@@ -12,37 +12,54 @@ from policies.normalizer import Normalizer
 from policies.policy import Observation, PolicySpec
 from pretrain.encoder import VideoEncoder
 
+# How an encoder's output becomes a vector. "pooled" is the encoder's own pooled feature, as in R3M and CortexBench; "grid" keeps where things are:
+# the newest frame's tokens, each mapped to a few channels by one learned linear layer, side by side.
+POOLINGS = ("pooled", "grid")
+GRID_CHANNELS = 16
+
 
 class Backbone(nn.Module):
     """A frozen encoder per policy, shared by its cameras, beside normalized proprioception.
 
-    The condition vector is [pooled features of camera 1, ..., camera V, state], F = V * D + S. Without an encoder it is the state.
+    The condition vector is [readout of camera 1, ..., camera V, state]. Without an encoder it is the state.
     """
 
-    def __init__(self, spec: PolicySpec, encoder: VideoEncoder | None) -> None:
+    def __init__(self, spec: PolicySpec, encoder: VideoEncoder | None, pooling: str) -> None:
         super().__init__()
         if (encoder is None) != (not spec.cameras):
             raise ValueError(f"cameras={list(spec.cameras)} with encoder={encoder}: a policy has both or neither")
-        self.spec = spec
+        self.spec, self.pooling = spec, pooling
         self.encoder = encoder.frozen() if encoder is not None else None
         self.state_normalizer = Normalizer(spec.state_dim)
+        uses_grid = encoder is not None and pooling == "grid"
+        self.readout = nn.Linear(encoder.spec.embed_dim, GRID_CHANNELS) if encoder is not None and uses_grid else None
 
     @property
     def feature_dim(self) -> int:
-        return 0 if self.encoder is None else self.encoder.spec.embed_dim * len(self.spec.cameras)
+        """F, what `features` gives for all cameras together."""
+        if self.encoder is None:
+            return 0
+        spec = self.encoder.spec
+        places = spec.grid[1] * spec.grid[2] if self.pooling == "grid" else 1
+        return places * spec.embed_dim * len(self.spec.cameras)
 
     @property
     def condition_dim(self) -> int:
-        return self.feature_dim + self.spec.state_dim
+        width = self.feature_dim
+        if self.readout is not None:
+            width = width // self.readout.in_features * GRID_CHANNELS
+        return width + self.spec.state_dim
 
     @torch.no_grad()
     def features(self, images: Mapping[str, UInt8[Tensor, "B To H W 3"]]) -> Float[Tensor, "B F"]:
-        """Pooled features of the frozen encoder for each camera, side by side. This is what the feature cache stores."""
+        """What the frozen encoder makes of each camera, side by side. This is what the feature cache stores."""
         assert self.encoder is not None
         per_camera = []
         for camera in self.spec.cameras:
             frames = fill_frames(images[f"images/{camera}"], self.encoder.spec.frames)
-            per_camera.append(self.encoder(self.encoder.preprocess(frames)).pooled)
+            output = self.encoder(self.encoder.preprocess(frames))
+            newest = output.grid[1] * output.grid[2]
+            per_camera.append(output.pooled if self.pooling == "pooled" else output.tokens[:, -newest:].flatten(1))
         return torch.cat(per_camera, dim=-1)
 
     def state(self, observation: Observation) -> Float[Tensor, "B S"]:
@@ -51,7 +68,12 @@ class Backbone(nn.Module):
 
     def condition(self, features: Float[Tensor, "B F"] | None, state: Float[Tensor, "B S"]) -> Float[Tensor, "B C"]:
         normalized = self.state_normalizer.normalize(state)
-        return normalized if features is None else torch.cat([features, normalized], dim=-1)
+        if features is None:
+            return normalized
+        features = features.to(state.dtype)
+        if self.readout is not None:
+            features = self.readout(features.unflatten(-1, (-1, self.readout.in_features))).flatten(1)
+        return torch.cat([features, normalized], dim=-1)
 
 
 def fill_frames(images: UInt8[Tensor, "B To H W 3"], frames: int) -> UInt8[Tensor, "B T H W 3"]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from policies.backbone import Backbone
+from policies.backbone import POOLINGS, Backbone
 from policies.policy import Observation, Policy, PolicySpec
 from pretrain.artifact import Artifact
 from pretrain.encoder import ARCHITECTURES, EncoderSpec, VideoEncoder
@@ -18,12 +18,15 @@ from pretrain.encoder import ARCHITECTURES, EncoderSpec, VideoEncoder
 
 @dataclass(frozen=True, kw_only=True)
 class BCConfig:
-    """The head: `hidden` units a layer, `layers` hidden layers."""
+    """The head: `pooling` a row of POOLINGS, `hidden` units a layer, `layers` hidden layers."""
 
+    pooling: str = "pooled"
     hidden: int = 256
     layers: int = 3
 
     def __post_init__(self) -> None:
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"bc.pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
         if self.hidden < 1 or self.layers < 1:
             raise ValueError(f"bc.hidden={self.hidden}, bc.layers={self.layers}: expected at least 1 each")
 
@@ -34,7 +37,7 @@ class BCPolicy(Policy):
     def __init__(self, spec: PolicySpec, config: BCConfig, encoder: VideoEncoder | None) -> None:
         super().__init__()
         self.spec = spec
-        self.backbone = Backbone(spec, encoder)
+        self.backbone = Backbone(spec, encoder, config.pooling)
         width = self.backbone.condition_dim
         layers: list[nn.Module] = [nn.BatchNorm1d(width)]
         for _ in range(config.layers):

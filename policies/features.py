@@ -20,21 +20,28 @@ from pretrain.artifact import atomic_write_text
 BATCH = 32
 
 
-def cache_key(encoder_sha256: str, demos_sha256: str, cameras: tuple[str, ...], frames: int, stride_steps: int) -> str:
-    text = json.dumps([encoder_sha256, demos_sha256, cameras, frames, stride_steps, "pooled"])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+def cache_key(backbone: Backbone, demos: DemoFile) -> str:
+    """What the features depend on: the encoder and its preprocessing, the demonstrations, the history, the pooling."""
+    assert backbone.encoder is not None
+    spec = backbone.spec
+    text = [
+        backbone.encoder.spec.fingerprint(),
+        demos.sha256,
+        spec.cameras,
+        spec.frames,
+        spec.stride_steps,
+        backbone.pooling,
+    ]
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:32]
 
 
 def demo_features(backbone: Backbone, demos: DemoFile, cache: str | Path, label: str) -> np.ndarray:
-    """Features of all steps of all demonstrations in order: float32[sum(N), F], memory-mapped read-only.
+    """Features of all steps of all demonstrations in order: float[sum(N), F], memory-mapped read-only.
 
     A step's features see the same history that the policy will have in the environment: `frames` images `stride_steps` apart, the
-    oldest repeated at the start. Goes on after a kill with the first demonstration that is not done.
+    oldest repeated at the start. Pooled features are stored as float32, grids of tokens as float16. Goes on after a kill with the first demonstration that is not done.
     """
-    spec = backbone.spec
-    assert backbone.encoder is not None
-    key = cache_key(backbone.encoder.spec.weights_sha256, demos.sha256, spec.cameras, spec.frames, spec.stride_steps)
-    folder = Path(cache) / key
+    folder = Path(cache) / cache_key(backbone, demos)
     if not (folder / "features.npy").exists():
         _compute(backbone, demos, folder, label)
     return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
@@ -48,9 +55,8 @@ def _compute(backbone: Backbone, demos: DemoFile, folder: Path, label: str) -> N
     shape = (sum(demos.lengths), backbone.feature_dim)
     first = json.loads((partial / "done.json").read_text()) if (partial / "done.json").exists() else 0
     path = partial / "features.npy"
-    rows = np.lib.format.open_memmap(
-        path, mode="r+" if first else "w+", dtype=np.float32, shape=None if first else shape
-    )
+    dtype = np.float16 if backbone.pooling == "grid" else np.float32
+    rows = np.lib.format.open_memmap(path, mode="r+" if first else "w+", dtype=dtype, shape=None if first else shape)
     start = sum(demos.lengths[:first])
     progress = tqdm(total=shape[0], initial=start, desc=f"features {label}", unit="frame")
     for demo in range(first, len(demos)):
