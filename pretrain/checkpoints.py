@@ -55,7 +55,7 @@ def open_run(
         overwrite: start again from nothing: what a run writes (`belongings` and this module's files) is removed.
 
     Raises:
-        ValueError: the directory holds another run (names the fields that differ), or something that is not a run.
+        ValueError: the directory holds another run (names the fields that differ).
     """
     stored_file = directory / CONFIG_FILE
     if overwrite and stored_file.is_file():
@@ -67,12 +67,6 @@ def open_run(
                 path.unlink(missing_ok=True)
         stored_file.unlink()
     if not stored_file.is_file():
-        foreign = [path.name for path in directory.glob("*")] if directory.is_dir() else []
-        if foreign and set(foreign) - {LOCK_FILE}:
-            raise ValueError(
-                f"out={directory} exists, is not empty ({', '.join(sorted(foreign)[:3])}, ...) and is not a training "
-                "run: choose another out="
-            )
         atomic_write_text(stored_file, yaml.safe_dump(_plain(config), sort_keys=False))
         return
     stored = yaml.safe_load(stored_file.read_text())
@@ -87,6 +81,17 @@ def open_run(
             f"out={directory} holds a run with another configuration ({'; '.join(differing)}): "
             "choose another out=, or start it again with overwrite=true"
         )
+
+
+def refuse_foreign(directory: Path) -> None:
+    """Raises ValueError if `directory` holds something that is not a training run; nothing there is ever touched."""
+    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    if found and not {CONFIG_FILE, LOCK_FILE} & set(found):
+        raise ValueError(
+            f"out={directory} exists, is not empty ({', '.join(found[:3])}) and is not a training run: choose another out="
+        )
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"out={directory} is a file: choose another out=")
 
 
 @contextlib.contextmanager
@@ -234,17 +239,15 @@ class Metrics:
         self.path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(self.path) if row["step"] <= first_step]
         atomic_write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = open(self.path, "a")
         self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=first_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **scalars}) + "\n")
-        self._file.flush()
+        with open(self.path, "a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        self._file.close()
         self._writer.close()
 
 

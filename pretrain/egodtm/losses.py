@@ -3,6 +3,8 @@
 Axes: B batch of this process, G batch over all processes, E joint dimension, S stages, T frames, h w depth map.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed
 import torch.nn.functional as F
@@ -12,21 +14,37 @@ from torch import Tensor
 DEPTH_ERRORS = ("l1", "mse")
 
 
+def _is_distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class _Gather(torch.autograd.Function):
+    """All processes' rows in rank order; the gradient of a row is the sum of what every process has for it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(rows, x.contiguous())
+        return torch.cat(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].contiguous()
+        torch.distributed.all_reduce(total)
+        return total.chunk(torch.distributed.get_world_size())[torch.distributed.get_rank()]
+
+
 def gather_with_gradient(x: Float[Tensor, "B E"]) -> Float[Tensor, "G E"]:
     """All processes' rows in rank order, with the gradient flowing back to the process a row came from.
 
     Every process then computes the same global loss; the gather's backward sums the processes' gradients and DDP
     divides by their number, so the result is the gradient of one process with the global batch.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return x
-    from torch.distributed.nn.functional import all_gather
-
-    return torch.cat(all_gather(x), dim=0)
+    return _Gather.apply(x) if _is_distributed() else x  # pyright: ignore[reportReturnType]
 
 
 def _gather_ids(ids: Int[Tensor, "B L"]) -> Int[Tensor, "G L"]:
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _is_distributed():
         return ids
     rows = [torch.empty_like(ids) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(rows, ids.contiguous())
@@ -87,5 +105,10 @@ def masked_depth_loss(
     difference = used - target
     per_pixel = difference.abs() if error == "l1" else difference.square()
     weight = valid.to(per_pixel.dtype)
-    per_stage = (per_pixel * weight).sum(dim=(1, 2, 3, 4)) / weight.sum().clamp(min=1)
+    pixels = weight.sum()
+    if _is_distributed():
+        # DDP averages over the processes; dividing by the mean count makes that the mean over all processes' pixels.
+        torch.distributed.all_reduce(pixels)
+        pixels = pixels / torch.distributed.get_world_size()
+    per_stage = (per_pixel * weight).sum(dim=(1, 2, 3, 4)) / pixels.clamp(min=1)
     return per_stage.mean(), per_stage[-1].detach()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pretrain.artifact import atomic_write_text, load_artifact, make_provenance, save_artifact
 from pretrain.batches import BatchPlan
-from pretrain.checkpoints import open_run, run_lock
+from pretrain.checkpoints import open_run, refuse_foreign, run_lock
 from pretrain.clips.dataset import ClipDataset
 from pretrain.clips.store import ClipStore, open_store
 from pretrain.egodtm.data import LoadBatch, split_clips
@@ -132,6 +132,7 @@ def run(config: PretrainConfig) -> None:
     with contextlib.ExitStack() as held:
         finished = False
         if fabric.is_global_zero:
+            refuse_foreign(out)
             held.enter_context(run_lock(out))
             open_run(
                 out,

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from pretrain.clips.build import build_store
 from pretrain.clips.schema import Clip
 

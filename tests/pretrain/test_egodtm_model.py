@@ -1,0 +1,215 @@
+"""EgoDTM's parts: published sizes, shapes, gradients, and the invariants of each."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pretrain.egodtm.depth_decoder import DepthDecoder, DepthDecoderConfig, bin_edges_and_centres, compose_depth
+from pretrain.egodtm.encoder import random_encoder
+from pretrain.egodtm.losses import DEPTH_ERRORS
+from pretrain.egodtm.model import DECODER_SIZES, EgoDTM, EgoDTMConfig, LossConfig, egodtm_loss
+from pretrain.egodtm.pyramid import SCALES, SimpleFeaturePyramid
+from pretrain.egodtm.text import TEXT_SIZES, TextConfig, TextTower, tokenize
+from pretrain.egodtm.video_vit import VIDEO_SIZES, VideoViT, VideoViTConfig, sincos_positions_2d
+
+TEXTS = ["#C C picks up the red can", "#C C opens the drawer", "#C C pours water from the blue jug into the bowl"]
+
+
+def nano(frames: int = 3, **changes) -> EgoDTM:
+    torch.manual_seed(0)
+    config = {
+        "video": VideoViTConfig.of_size("nano", frames=frames),
+        "text": TextConfig.of_size("nano"),
+        "decoder": DepthDecoderConfig(**DECODER_SIZES["nano"]),
+        "joint_dim": 16,
+    }
+    return EgoDTM(EgoDTMConfig(**(config | changes)))
+
+
+def batch_for(model: EgoDTM, batch: int = 3) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    frames, side = model.config.video.frames, model.config.depth_size
+    depth = torch.rand(batch, frames, side, side, generator=generator)
+    return {
+        "video": torch.randint(0, 256, (batch, frames, 40, 50, 3), dtype=torch.uint8, generator=generator),
+        "text_ids": tokenize(TEXTS[:batch]),
+        "depth": depth,
+        "depth_valid": depth > 0.2,
+    }
+
+
+def loss_of(model: EgoDTM, batch: dict[str, torch.Tensor], **changes):
+    return egodtm_loss(
+        model(batch["video"], batch["text_ids"]),
+        log_scale=model.log_scale,
+        text_ids=batch["text_ids"],
+        depth=batch["depth"],
+        depth_valid=batch["depth_valid"],
+        config=LossConfig(**changes),
+    )
+
+
+def parameters(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_base_has_the_published_number_of_parameters() -> None:
+    """The count in the authors' training log, part by part: two towers, decoder of 5 layers at scale 2."""
+    with torch.device("meta"):
+        model = EgoDTM(
+            EgoDTMConfig(
+                video=VideoViTConfig.of_size("base"),
+                text=TextConfig.of_size("base"),
+                decoder=DepthDecoderConfig(**DECODER_SIZES["base"]),
+            )
+        )
+    assert parameters(model.video) == 85_802_496
+    assert parameters(model.text) == 63_297_024
+    assert model.decoder is not None and parameters(model.decoder) == 8_096_001
+    assert parameters(model) == 159_065_986
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == 159_065_985
+    assert model.config.depth_size == 28
+
+
+@pytest.mark.parametrize("size", VIDEO_SIZES)
+def test_every_size_has_all_its_parts(size: str) -> None:
+    assert size in TEXT_SIZES and size in DECODER_SIZES
+    with torch.device("meta"):
+        EgoDTM(
+            EgoDTMConfig(
+                video=VideoViTConfig.of_size(size),
+                text=TextConfig.of_size(size),
+                decoder=DepthDecoderConfig(**DECODER_SIZES[size]),
+            )
+        )
+
+
+@pytest.mark.parametrize("error", DEPTH_ERRORS)
+@pytest.mark.parametrize("deep_supervision", [True, False])
+def test_every_parameter_gets_a_gradient(error: str, deep_supervision: bool) -> None:
+    model = nano()
+    loss, scalars = loss_of(model, batch_for(model), depth_error=error, deep_supervision=deep_supervision)
+    loss.backward()
+    assert set(scalars) == {"loss", "contrastive", "accuracy", "depth"}
+    dead = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.abs().max() > 0)
+    ]
+    assert dead == []
+
+
+def test_twins_start_from_the_same_towers() -> None:
+    whole, without_depth = nano(), nano(decoder=None)
+    for name, tensor in without_depth.state_dict().items():
+        assert torch.equal(tensor, whole.state_dict()[name]), name
+    assert without_depth(**{k: v for k, v in batch_for(whole).items() if k in ("video", "text_ids")}).depth is None
+    torch.manual_seed(4)
+    trained = EgoDTM(EgoDTMConfig(text=TextConfig.of_size("nano")))
+    for name, tensor in random_encoder("tiny", seed=4).state_dict().items():
+        assert torch.equal(tensor, trained.encoder().state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("frames", "image_size"), [(1, 32), (2, 64), (5, 48)])
+def test_any_number_of_frames_and_size(frames: int, image_size: int) -> None:
+    model = nano(video=VideoViTConfig.of_size("nano", frames=frames, image_size=image_size))
+    batch = batch_for(model, batch=2)
+    output = model(batch["video"], batch["text_ids"])
+    side = image_size // 16 * 4
+    assert output.depth.shape == (3, 2, frames, side, side)  # the start and two layers
+    torch.testing.assert_close(output.video.norm(dim=-1), torch.ones(2))
+    torch.testing.assert_close(output.text.norm(dim=-1), torch.ones(2))
+    only_last = model(batch["video"], batch["text_ids"], all_stages=False).depth
+    torch.testing.assert_close(only_last[0], output.depth[-1])
+
+
+def test_positions_are_tiled_over_frames_and_the_class_token_gets_only_the_first() -> None:
+    vit = VideoViT(VideoViTConfig.of_size("nano", frames=2))
+    assert not vit.temporal_position.any()
+    assert not vit.spatial_position[0].any()
+    positions = sincos_positions_2d(3, 8)
+    assert positions.shape == (9, 8)
+    # Rows and columns are coded apart: same row, same first half; same column, same second half.
+    table = positions.reshape(3, 3, 8)
+    torch.testing.assert_close(table[1, 0, :4], table[1, 2, :4])
+    torch.testing.assert_close(table[0, 1, 4:], table[2, 1, 4:])
+    assert len(np.unique(positions.numpy().round(5), axis=0)) == 9
+
+
+def test_patches_are_cut_as_a_convolution_would() -> None:
+    vit = VideoViT(VideoViTConfig.of_size("nano", frames=2, image_size=48))
+    video = torch.randn(1, 2, 3, 48, 48)
+    kernel = vit.patch_embed.weight.reshape(32, 3, 16, 16)
+    expected = torch.nn.functional.conv2d(video[0], kernel, stride=16).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(vit.patch_embed(vit.patchify(video))[0], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_pyramid_scales(scale: int) -> None:
+    coarse, fine = SimpleFeaturePyramid(16, scale)(torch.randn(2, 16, 3, 4))
+    assert coarse.shape == (2, 16, 3, 4)
+    assert fine.shape == (2, 16, 3 * scale, 4 * scale)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=12), st.integers(0, 2**31))
+def test_bins_and_depth_stay_in_range(raw: list[float], seed: int) -> None:
+    edges, centres = bin_edges_and_centres(torch.tensor([raw]))
+    assert edges.shape == (1, len(raw) + 1)
+    assert edges[0, 0] == 0 and abs(float(edges[0, -1]) - 1) < 1e-5
+    assert (edges.diff() > 0).all(), "edges rise"
+    assert (centres > 0).all() and (centres < 1).all()
+    logits = 30 * torch.randn(1, 2, len(raw), 7, generator=torch.Generator().manual_seed(seed))
+    depth = compose_depth(logits, centres)
+    assert depth.shape == (1, 2, 7)
+    assert (depth > 0).all() and (depth < 1).all()
+    assert (depth >= centres.min() - 1e-5).all() and (depth <= centres.max() + 1e-5).all()
+
+
+def test_decoder_does_not_mix_clips() -> None:
+    decoder = DepthDecoder(DepthDecoderConfig(**DECODER_SIZES["nano"]))
+    memory, features = torch.randn(2, 12, 32), torch.randn(2, 3, 32, 4, 4)
+    together = decoder(memory, features)
+    torch.testing.assert_close(decoder(memory[1:], features[1:])[:, 0], together[:, 1], atol=1e-5, rtol=1e-4)
+
+
+def test_tokens_are_clips() -> None:
+    ids = tokenize(["a photo of a cat", "A Photo of a CAT", "word " * 200])
+    assert ids.shape == (3, 77)
+    # Start, "a photo of a cat" in CLIP's vocabulary, end.
+    assert ids[0, :7].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407]
+    assert torch.equal(ids[0], ids[1])
+    assert ids[2, -1] == 49407, "a text too long keeps its end"
+
+
+def test_text_behind_the_end_does_not_matter() -> None:
+    torch.manual_seed(0)
+    tower = TextTower(TextConfig.of_size("nano"), joint_dim=8)
+    ids = tokenize(TEXTS)
+    with torch.inference_mode():
+        alone = torch.cat([tower(row[None]) for row in ids])
+        torch.testing.assert_close(tower(ids), alone, atol=1e-5, rtol=1e-4)
+        changed = ids.clone()
+        changed[0, int(ids[0].argmax()) + 1] = 320
+        torch.testing.assert_close(tower(changed), alone, atol=1e-5, rtol=1e-4)
+        # The released model's variant sees its pads.
+        both_ways = TextTower(TextConfig.of_size("nano", causal=False), joint_dim=8)
+        assert (both_ways(changed)[0] - both_ways(ids)[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: VideoViTConfig(image_size=100), "image_size: 100 is not a multiple of the patch of 16 px.*96, 112"),
+        (lambda: VideoViTConfig(heads=5), "width: 192 is not a multiple of heads 5"),
+        (lambda: VideoViTConfig.of_size("huge"), "unknown size 'huge'; known: nano, tiny"),
+        (lambda: DepthDecoderConfig(scale=3), "scale: expected 1, 2, 4 or 8, got 3"),
+        (lambda: LossConfig(depth_error="huber"), "depth_error: expected one of l1, mse, got 'huber'"),
+        (lambda: TextConfig(width=100, heads=3), "width: 100 is not a multiple of heads 3"),
+    ],
+)
+def test_wrong_sizes_are_named(make, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
