@@ -72,7 +72,6 @@ class ManipulationEnv(gymnasium.Env):
     Use `envs.tasks.make_env` to make one.
     """
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (as the base class declares it)
     render_mode = "rgb_array"
 
     def __init__(
@@ -89,6 +88,7 @@ class ManipulationEnv(gymnasium.Env):
         privileged: bool = False,
     ) -> None:
         _check_images(task, simulation.model, cameras, image_size, quality, renderer)
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": simulation.control_hz}
         self.simulation = simulation
         self.level = level
         self._appearance = Appearance(simulation.model)

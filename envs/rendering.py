@@ -185,7 +185,7 @@ class Renderer:
         self.width = width
         self._settings = QUALITIES[quality]
         self._signature = geometry_signature(model)
-        self._scene = mujoco.MjvScene(model, maxgeom=2000)
+        self._scene = mujoco.MjvScene(model, maxgeom=1000 + 2 * (model.ngeom + model.nsite))
         self._option = mujoco.MjvOption()
         self._camera = mujoco.MjvCamera()
         self._viewport = mujoco.MjrRect(0, 0, width, height)

@@ -248,8 +248,13 @@ class VectorEnv:
             except OSError:
                 self._fail(self._workers[number])
         answers: dict[int, Any] = {}
-        for number in shares:
-            answers.update(self._receive(self._workers[number]))
+        try:
+            for number in shares:
+                answers.update(self._receive(self._workers[number]))
+        except BaseException:
+            # Also on Ctrl-C: answers left in the pipes would be taken for those of the next command.
+            self.close()
+            raise
         return [answers[index] for index in work]
 
     def _receive(self, worker: _Worker) -> dict[int, Any]:
@@ -269,15 +274,22 @@ class VectorEnv:
         """Close everything and raise the error that names the worker, its task and its episodes."""
         if trace is None:
             worker.process.join(_CLOSE_SECONDS)
-            code = worker.process.exitcode
-            end = (
-                f"ended by signal {-code} ({signal.Signals(-code).name})" if code and code < 0 else f"exit code {code}"
-            )
-            trace = f"The process left no traceback: {end}. Signal 9 usually means that the machine ran out of memory: use fewer workers."
+            trace = f"The process left no traceback: {_how_it_ended(worker.process.exitcode)}"
         episodes = ", ".join(f"env {index} seed {seed}" for index, seed in sorted(worker.seeds.items()))
         index = worker.index
         self.close()
         raise RuntimeError(f"worker {index} of {self.task} failed (episodes: {episodes or 'none'}).\n{trace.rstrip()}")
+
+
+def _how_it_ended(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = " (the machine may be out of memory: use fewer workers)" if name == "SIGKILL" else ""
+        return f"it was ended by {name}{hint}."
+    return (
+        f"its exit code is {exit_code}; what it printed is above. A script that makes a VectorEnv must do so under "
+        "`if __name__ == '__main__':`, because each worker imports the script."
+    )
 
 
 def _work(pipe: multiprocessing.connection.Connection, job: _Job) -> None:

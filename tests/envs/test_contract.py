@@ -7,6 +7,7 @@ import json
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
 
 from envs.env import ManipulationEnv
 from envs.experts import make_expert
@@ -69,6 +70,11 @@ def test_spaces_match(env):
         assert env.observation_space.contains(observation)
         for key, field in spec.observation.items():
             assert (observation[key].dtype, observation[key].shape) == (np.dtype(field.dtype), field.shape), key
+
+
+@pytest.mark.filterwarnings("ignore:.*WARN")
+def test_gymnasium_accepts_it(env):
+    check_env(env, skip_render_check=True, skip_close_check=True)
 
 
 def test_same_seed_gives_the_same_rollout(env):

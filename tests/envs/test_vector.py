@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
+import psutil
 import pytest
 
 from envs.tasks import make_env
@@ -77,6 +81,27 @@ def test_a_workers_error_arrives_with_its_traceback():
     vector._running[:] = True  # past the check here, to an error over there
     with pytest.raises(RuntimeError, match=r"(?s)worker 0 of toy/reach.*Traceback.*ResetNeeded"):
         vector.step(np.zeros((1, 2), np.float32))
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    script = tmp_path / "parent.py"
+    script.write_text(
+        """
+import os, signal
+from envs.vector import VectorEnv
+if __name__ == "__main__":
+    vector = VectorEnv("toy/reach", n_envs=2, n_workers=2, cameras=())
+    vector.reset([1, 2])
+    print(*[worker.process.pid for worker in vector._workers], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    )
+    run = subprocess.run([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, timeout=120)
+    for pid in map(int, run.stdout.split()):
+        deadline = time.monotonic() + 20
+        while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline, f"worker {pid} outlived its parent"
+            time.sleep(0.1)
 
 
 def test_mistakes_are_named_before_any_work():
