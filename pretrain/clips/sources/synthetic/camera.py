@@ -89,7 +89,7 @@ def draw_rig(rng: np.random.Generator, plan: Plan, duration: float) -> HeadRig:
     look /= np.linalg.norm(look, axis=1, keepdims=True)
     look += np.stack([_wander(rng, times, amplitude=0.012) for _ in range(3)], axis=1)
     roll = _wander(rng, times, amplitude=0.02) + rng.normal() * 0.02
-    keep = slice(int(round(warm_up / STEP_S)), None)
+    keep = slice(round(warm_up / STEP_S), None)
     shoulder = {side: rest + np.array([(0.18 if side == "right" else -0.18), -0.03, -0.27]) for side in SIDES}
     return HeadRig(eye=eye[keep], look=look[keep], roll=roll[keep], lean=lean[keep], shoulder=shoulder)
 

@@ -34,7 +34,7 @@ def write_captions(
     target = world.things[plan.target].label
     names = {"t": target, "o": world.things[plan.other].label if plan.other is not None else ""}
     narration = NARRATIONS[action].format(**names)
-    hands = _hand_phrase(action, plan)
+    handed = _with_hand(narration, action, plan)
     relations = [fact for fact in facts if fact["type"] == "relation"]
     first = [fact for fact in relations if fact["frame"] == 0]
     last = [fact for fact in relations if fact["frame"] != 0]
@@ -46,7 +46,7 @@ def write_captions(
             captions.append(text)
 
     clauses = _relation_clauses(rng, first, target)
-    add(f"{narration} {hands}" + (f"; {clauses}" if clauses else ""))
+    add(handed + (f"; {clauses}" if clauses else ""))
     moved = [_movement_clause(fact) for fact in movement if fact["object"] == target]
     if moved:
         chosen = sorted(rng.choice(len(moved), size=min(2, len(moved)), replace=False))
@@ -57,41 +57,36 @@ def write_captions(
         )
     ending = _relation_clauses(rng, last, target)
     if ending:
-        add(f"{narration} {hands}; at the end {ending}")
+        add(f"{handed}; at the end {ending}")
     again = _relation_clauses(rng, first, target)
     if again and moved:
         add(f"{narration}; {again}; {moved[int(rng.integers(len(moved)))]}")
     if len(captions) < 2:
-        add(f"{narration} {hands} in the middle of the {len(world.things)} things in view")
+        add(f"{handed} in the middle of the {len(world.things)} things in view")
     return narration, tuple(captions[:4])
 
 
-def _hand_phrase(action: str, plan: Plan) -> str:
+def _with_hand(narration: str, action: str, plan: Plan) -> str:
+    """The narration with the acting hand named."""
     if action == "hand over":
         other = "left" if plan.side == "right" else "right"
-        return f"from the {plan.side} hand to the {other} hand"
-    return f"with the {plan.side} hand"
+        return narration.replace("from one hand to the other", f"from the {plan.side} hand to the {other} hand")
+    return f"{narration} with the {plan.side} hand"
 
 
 def _relation_clauses(rng: np.random.Generator, relations: list[dict[str, Any]], target: str) -> str:
-    """One sideways and one depth relation, about one thing where possible."""
+    """What the relations say of the target and one other thing, e.g. "the can is left of and above the book"; may be empty."""
     if not relations:
         return ""
     about = str(rng.choice(sorted({fact["object"] for fact in relations})))
-    words = []
-    for fact in relations:
-        if fact["object"] == about:
-            relation = {
-                "nearer than": "nearer to the camera than",
-                "farther than": "farther from the camera than",
-            }.get(fact["relation"], fact["relation"])
-            words.append(relation)
-    return (
-        f"the {target} is "
-        + " and ".join(f"{word} the {about}" if i == len(words) - 1 else word for i, word in enumerate(words))
-        if all(word.endswith("of") or word.endswith("than") or word == "above" for word in words)
-        else ""
-    )
+    words = [
+        {"nearer than": "nearer to the camera than", "farther than": "farther from the camera than"}.get(
+            fact["relation"], fact["relation"]
+        )
+        for fact in relations
+        if fact["object"] == about
+    ]
+    return f"the {target} is {' and '.join(words)} the {about}"
 
 
 def _movement_clause(fact: dict[str, Any]) -> str:

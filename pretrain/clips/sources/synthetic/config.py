@@ -9,6 +9,17 @@ from dataclasses import dataclass
 ACTIONS: tuple[str, ...] = (
     "reach",
     "pick up",
+    "put down",
+    "push",
+    "stack",
+    "pour",
+    "hand over",
+    "pull open",
+    "push shut",
+    "open door",
+    "open lid",
+    "press",
+    "turn",
 )
 SCENES = ("table", "counter")
 

@@ -35,7 +35,7 @@ def contact_state(world: World, plan: Plan, time: float) -> np.ndarray:
     """
     state = np.zeros(2, np.uint8)
     for number, side in enumerate(SIDES):
-        held = [thing for grip, thing, start, end in plan.grips if grip == side and start <= time <= end]
+        held = [thing for gripping, thing in plan.grips_at(time) if gripping == side]
         if held:
             state[number] = 3 + held[-1]
             continue
@@ -170,19 +170,20 @@ def _relations(
         middle = (pose @ [0, 0, world.things[thing].height / 2, 1])[:3]
         return middle, project(middle, camera, matrix), pose[:3, 3]
 
-    middle, pixel, foot = place(target)
+    _, pixel, foot = place(target)
     facts = []
     for thing, model in enumerate(world.things):
-        if thing == target or counts[3 + thing] < SEEN_PIXELS:
+        if thing == target or model.category == "stream" or counts[3 + thing] < SEEN_PIXELS:
             continue
         _, other_pixel, other_foot = place(thing)
         columns = [np.nonzero(segmentation[frame] == 3 + i)[1].mean() for i in (target, thing)]
         found = []
         sideways = pixel[0] - other_pixel[0]
         # Both the middles and the visible parts must agree.
-        if abs(sideways) > LEFT_RIGHT_SHARE * size and abs(columns[0] - columns[1]) > 0.6 * LEFT_RIGHT_SHARE * size:
-            if (sideways < 0) == (columns[0] < columns[1]):
-                found.append(("left of" if sideways < 0 else "right of", abs(sideways)))
+        visibly = columns[0] - columns[1]
+        plain = abs(sideways) > LEFT_RIGHT_SHARE * size and abs(visibly) > 0.6 * LEFT_RIGHT_SHARE * size
+        if plain and (sideways < 0) == (visibly < 0):
+            found.append(("left of" if sideways < 0 else "right of", abs(sideways)))
         nearer = other_pixel[2] - pixel[2]
         if abs(nearer) > NEARER_M:
             found.append(("nearer than" if nearer > 0 else "farther than", abs(nearer)))

@@ -12,7 +12,7 @@ from pretrain.clips.sources.synthetic.camera import HeadRig, draw_rig, gaze_trac
 from pretrain.clips.sources.synthetic.captions import write_captions
 from pretrain.clips.sources.synthetic.config import SyntheticConfig
 from pretrain.clips.sources.synthetic.facts import contact_state, spatial_facts
-from pretrain.clips.sources.synthetic.grasp import Infeasible
+from pretrain.clips.sources.synthetic.grasp import TOUCH_M, Infeasible
 from pretrain.clips.sources.synthetic.hands import SIDES
 from pretrain.clips.sources.synthetic.objects import CATEGORIES
 from pretrain.clips.sources.synthetic.plan import Plan, with_distractors
@@ -20,6 +20,7 @@ from pretrain.clips.sources.synthetic.scene import build_world
 from pretrain.clips.sources.synthetic.world import World
 
 MAX_ATTEMPTS = 60
+EARLY_S = 0.5  # a touch longer than this before the planned one is a collision on the way
 DEEPEST_M = 0.004  # how far solid shapes may overlap: less than can be seen
 
 
@@ -73,6 +74,7 @@ def _draw_episode(action: str, rng: np.random.Generator, config: SyntheticConfig
     for number, placed in enumerate(cast.placed):
         world.set_thing(number, placed.pose)
     plan = row.plan(world, cast, rng, config.duration_s)
+    plan.look_around_first(rng, world)
     rig = draw_rig(rng, plan, config.duration_s)
     episode = Episode(
         action=action, scene=scene, world=world, plan=plan, rig=rig, fov_degrees=fov_degrees, attempt=attempt
@@ -87,32 +89,41 @@ def check_episode(episode: Episode, config: SyntheticConfig) -> None:
     matrix = intrinsics(episode.fov_degrees, config.image_size)
     times = np.arange(config.frames) / config.rgb_fps
     seen_target = seen_hand = 0
+    acting = {plan.side} | {side for side, _, _, _ in plan.grips}
+    involved = {plan.target, plan.other} | {thing for _, thing, _, _ in plan.grips}
     for time in times:
         plan.apply(world, time)
         world.update()
-        gripped = {thing for _, thing, start, end in plan.grips if start <= time <= end}
+        gripped = {thing for _, thing in plan.grips_at(time)}
         for side in SIDES:
             hand = world.hand_geoms[side]
             if world.distance(hand, world.support, 0.0) < -DEEPEST_M:
-                raise Infeasible(f"the {side} hand enters the table")
+                raise Infeasible(f"the {side} hand enters the table at {time:.2f}")
             for thing, geoms in enumerate(world.thing_geoms):
-                if world.distance(hand, geoms, 0.0) < -DEEPEST_M:
-                    raise Infeasible(f"the {side} hand enters the {world.things[thing].label}")
+                # Hands overlap nothing visibly, and touch only what the action is about.
+                least = -DEEPEST_M if side in acting and thing in involved else TOUCH_M
+                if geoms and world.distance(hand, geoms, least + 1e-4) < least:
+                    raise Infeasible(f"the {side} hand runs into the {world.things[thing].label} at {time:.2f}")
+        if time < plan.arrival - EARLY_S and not plan.grips_at(time):
+            hand, target = world.hand_geoms[plan.side], world.thing_geoms[plan.target]
+            if world.distance(hand, target, TOUCH_M + 1e-4) < TOUCH_M:
+                raise Infeasible(f"the {plan.side} hand touches the {world.things[plan.target].label} too early")
         if world.distance(world.hand_geoms["left"], world.hand_geoms["right"], 0.0) < -DEEPEST_M:
             raise Infeasible("the hands enter each other")
         for thing in {plan.target} | gripped:
             others = [g for i, geoms in enumerate(world.thing_geoms) if i != thing for g in geoms]
             if world.distance(world.thing_geoms[thing], others + world.support, 0.0) < -DEEPEST_M:
                 raise Infeasible(f"the {world.things[thing].label} enters something")
-        for side, thing, start, end in plan.grips:
-            if start <= time <= end and world.distance(world.hand_geoms[side], world.thing_geoms[thing], 0.1) > 0.004:
+        for side, thing in plan.grips_at(time):
+            if world.distance(world.hand_geoms[side], world.thing_geoms[thing], 0.1) > 0.004:
                 raise Infeasible("the grip is lost")
         camera = rig.world_from_camera(time)
         middle = plan.thing_pose(plan.target, time) @ [0, 0, world.things[plan.target].height / 2, 1]
         seen_target += _inside(project(middle[:3], camera, matrix), config.image_size)
-        seen_hand += _inside(project(plan.hands[plan.side].palm(time)[:3, 3], camera, matrix), config.image_size)
-    if seen_target < 0.85 * len(times) or seen_hand < 0.7 * len(times):
-        raise Infeasible("the action is out of view")
+        palm = plan.hands[plan.side].palm(time) @ [0, 0, 0.08, 1]
+        seen_hand += _inside(project(palm[:3], camera, matrix), config.image_size)
+    if seen_target < 0.85 * len(times) or seen_hand < 0.65 * len(times):
+        raise Infeasible(f"the action is out of view (target {seen_target}, hand {seen_hand})")
 
 
 def _inside(pixel: np.ndarray, size: int) -> bool:
@@ -132,7 +143,7 @@ def generate_clip(index: int, seed: int, config: SyntheticConfig) -> Clip:
     world, plan, rig = episode.world, episode.plan, episode.rig
     matrix = intrinsics(episode.fov_degrees, config.image_size)
     frame_times = np.arange(config.frames) / config.rgb_fps
-    pose_times = np.arange(int(round(config.duration_s * config.pose_fps))) / config.pose_fps
+    pose_times = np.arange(round(config.duration_s * config.pose_fps)) / config.pose_fps
     id_of_geom = np.append(world.segmentation_ids(), 0)  # the last row is the background's -1
 
     size = (config.frames, config.image_size, config.image_size)

@@ -20,6 +20,7 @@ CLOSE_STEP = 0.07  # rad
 RELAXED = curled((0.35, 0.4, 0.25), THJ4=0.35, THJ3=0.35, THJ0=-0.2, FFJ3=-0.06, LFJ3=0.08)
 OPEN = curled((0.12, 0.18, 0.1), THJ4=0.2, THJ3=0.45, FFJ3=-0.08, LFJ3=0.1)
 FLAT = curled((0.05, 0.06, 0.05), THJ4=0.2, THJ3=0.15)
+HOOK = curled((0.72, 0.75, 0.2), THJ4=0.1, THJ3=0.2, THJ0=-0.3)
 POINT = curled((1.35, 1.45, 0.8), fingers="MF RF LF", FFJ2=0.25, FFJ1=0.12, FFJ0=0.05, THJ4=0.7, THJ3=0.95, THJ0=-0.7)
 # Joints that close, from the palm outwards, with the direction of closing and its rate.
 _CLOSING = {
@@ -102,62 +103,100 @@ def plan_grasp(
     rng: np.random.Generator,
     *,
     style: str | None = None,
-    support: list[int] | None = None,
+    obstacles: list[int] | None = None,
+    offset: np.ndarray | None = None,
     tries: int = 8,
 ) -> Grasp:
-    """A grasp of a thing that stands at `thing_pose`, by the thumb and at least two fingers.
+    """A grasp of a thing at `thing_pose`: by the thumb and two fingers, or by two fingers that hook a bar.
 
     Args:
-        style: "side" or "top"; None = as the thing's model says.
-        support: geoms to keep clear of; None = the table.
+        style: a key of STYLES; None = as the thing's model says.
+        obstacles: geoms to keep clear of; None = the table.
+        offset: where the grasp's middle is in the thing's frame; None = on its axis at its grasp height.
 
     Raises:
         Infeasible: none found within `tries` draws.
     """
     model = world.things[thing]
     style = style or model.grasp
-    support = world.support if support is None else support
+    obstacles = world.support if obstacles is None else obstacles
     world.set_thing(thing, thing_pose)
-    target = world.thing_geoms[thing]
-    centre = thing_pose[:3, 3] + [0.0, 0.0, model.grasp_height]
+    target = world.grip_geoms[thing] or world.thing_geoms[thing]
+    local = np.array([0.0, 0.0, model.grasp_height]) if offset is None else offset
+    centre = (thing_pose @ np.append(local, 1.0))[:3]
+    above = min(model.height - float(local[2]), 0.06)
     for _ in range(tries):
-        palm, approach = _candidate(side, style, centre, model.half_width, model.height - model.grasp_height, rng)
-        preshape = OPEN.copy()
-        preshape[FINGER_JOINTS.index("THJ4")] = rng.uniform(0.25, 0.5)
-        palm = _cleared(world, side, palm, preshape, target, -approach if style == "top" else None, support)
+        palm, preshape, approach = STYLES[style](side, centre, model.half_width, above, rng)
+        palm = _cleared(
+            world, side, palm, preshape, target, -approach if style == "top" else None, obstacles, style not in HOOKS
+        )
         if palm is None:
             continue
-        closed, touching = close_fingers(world, side, palm, preshape, target, support if style == "top" else [])
-        if "TH" not in touching or len(touching) < 3:
+        closed, touching = close_fingers(world, side, palm, preshape, target, obstacles)
+        if len(touching) < 3 - (style in HOOKS) or ("TH" not in touching and style not in HOOKS):
             continue
         return Grasp(palm=palm, preshape=preshape, closed=closed, approach=approach, touching=touching)
     raise Infeasible(f"no {style} grasp of the {model.label} with the {side} hand")
 
 
-def _candidate(
-    side: str, style: str, centre: np.ndarray, half_width: float, above: float, rng: np.random.Generator
+def _opened(rng: np.random.Generator) -> np.ndarray:
+    preshape = OPEN.copy()
+    preshape[FINGER_JOINTS.index("THJ4")] = rng.uniform(0.25, 0.5)
+    return preshape
+
+
+def _placed(
+    side: str, rotation: np.ndarray, centre: np.ndarray, depth: float, along: float, approach: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A palm pose around `centre` and the direction of approach."""
-    s = sign_of(side)
-    gap = rng.uniform(0.008, 0.014)
-    if style == "side":
-        # Fingers point away from the person and inwards; the palm looks inwards.
-        azimuth = np.deg2rad(rng.uniform(-5, 35))
-        fingers = np.array([-s * np.sin(azimuth), np.cos(azimuth), rng.uniform(-0.25, 0.05)])
-        rotation = palm_rotation(fingers, [-s * np.cos(azimuth), -np.sin(azimuth), 0.0])
-        along, depth = rng.uniform(0.082, 0.095), half_width + gap
-        approach = -0.9 * rotation[:, 1] + 0.45 * rotation[:, 2]
-    else:
-        azimuth = np.deg2rad(rng.uniform(-5, 40))
-        pitch = np.deg2rad(rng.uniform(22, 42))
-        flat = np.array([-s * np.sin(azimuth), np.cos(azimuth), 0.0])
-        fingers = np.cos(pitch) * flat - np.array([0.0, 0.0, np.sin(pitch)])
-        rotation = palm_rotation(fingers, [0.0, 0.0, -1.0])
-        along, depth = rng.uniform(0.112, 0.135), max(above, 0.8 * half_width) + gap + rng.uniform(0.0, 0.012)
-        approach = np.array([0.0, 0.0, -1.0]) * 0.85 + 0.5 * flat
-    # The point of the palm frame that is to meet `centre`.
-    held = np.array([0.006 * s, PALM_CENTRE[1] - depth, along])
+    """The palm pose whose point `depth` off the skin and `along` the fingers meets `centre`, and the unit approach."""
+    held = np.array([0.006 * sign_of(side), PALM_CENTRE[1] - depth, along])
     return pose(rotation, centre - rotation @ held), approach / np.linalg.norm(approach)
+
+
+def _side(side: str, centre: np.ndarray, half_width: float, above: float, rng: np.random.Generator):
+    """Fingers away from the person and inwards, the palm looking inwards, the thumb up: as a glass is held."""
+    s, azimuth = sign_of(side), np.deg2rad(rng.uniform(-5, 35))
+    fingers = np.array([-s * np.sin(azimuth), np.cos(azimuth), rng.uniform(-0.25, 0.05)])
+    rotation = palm_rotation(fingers, [-s * np.cos(azimuth), -np.sin(azimuth), 0.0])
+    approach = -0.9 * rotation[:, 1] + 0.45 * rotation[:, 2]
+    gap, along = rng.uniform(0.008, 0.014), rng.uniform(0.082, 0.095)
+    palm, approach = _placed(side, rotation, centre, half_width + gap, along, approach)
+    return palm, _opened(rng), approach
+
+
+def _top(side: str, centre: np.ndarray, half_width: float, above: float, rng: np.random.Generator):
+    """The palm down, fingers over the far side, the thumb at the near side."""
+    s, azimuth, pitch = sign_of(side), np.deg2rad(rng.uniform(-5, 40)), np.deg2rad(rng.uniform(22, 42))
+    flat = np.array([-s * np.sin(azimuth), np.cos(azimuth), 0.0])
+    rotation = palm_rotation(np.cos(pitch) * flat - np.array([0.0, 0.0, np.sin(pitch)]), [0.0, 0.0, -1.0])
+    depth = max(above, 0.8 * half_width) + rng.uniform(0.008, 0.026)
+    approach = np.array([0.0, 0.0, -0.85]) + 0.5 * flat
+    palm, approach = _placed(side, rotation, centre, depth, rng.uniform(0.112, 0.135), approach)
+    return palm, _opened(rng), approach
+
+
+def _hook_down(side: str, centre: np.ndarray, half_width: float, above: float, rng: np.random.Generator):
+    """Bent fingers behind a bar that lies across, the palm down: as a drawer is pulled."""
+    s, azimuth, pitch = sign_of(side), np.deg2rad(rng.uniform(-5, 15)), np.deg2rad(rng.uniform(-5, 20))
+    flat = np.array([-s * np.sin(azimuth), np.cos(azimuth), 0.0])
+    rotation = palm_rotation(np.cos(pitch) * flat - np.array([0.0, 0.0, np.sin(pitch)]), [0.0, 0.0, -1.0])
+    approach = -rotation[:, 1]
+    palm, approach = _placed(side, rotation, centre, half_width + 0.020, rng.uniform(0.096, 0.104), approach)
+    return palm, HOOK.copy(), approach
+
+
+def _hook_in(side: str, centre: np.ndarray, half_width: float, above: float, rng: np.random.Generator):
+    """Bent fingers behind an upright bar, the palm looking inwards, the thumb up: as a door is pulled."""
+    s, azimuth = sign_of(side), np.deg2rad(rng.uniform(0, 20))
+    fingers = np.array([-s * np.sin(azimuth), np.cos(azimuth), rng.uniform(-0.1, 0.1)])
+    rotation = palm_rotation(fingers, [-s * np.cos(azimuth), -np.sin(azimuth), 0.0])
+    approach = -rotation[:, 1]
+    palm, approach = _placed(side, rotation, centre, half_width + 0.020, rng.uniform(0.096, 0.104), approach)
+    return palm, HOOK.copy(), approach
+
+
+STYLES = {"side": _side, "top": _top, "hook down": _hook_down, "hook in": _hook_in}
+HOOKS = ("hook down", "hook in")
 
 
 def _cleared(
@@ -168,6 +207,7 @@ def _cleared(
     target: list[int],
     retreat: np.ndarray | None,
     support: list[int],
+    lift: bool,
 ) -> np.ndarray | None:
     """The palm moved back until the open hand is clear of the target, and up until it is clear of the support."""
     palm = palm.copy()
@@ -182,13 +222,10 @@ def _cleared(
         if depth < 0.0005:
             palm[:3, 3] += back * (0.003 - depth)
         if low < 0.002:
+            if not lift:
+                return None
             palm[2, 3] += 0.004 - low
     return None
-
-
-def hook_posture() -> np.ndarray:
-    """Fingers bent to hook a bar, the thumb beside them."""
-    return curled((0.45, 0.9, 0.5), THJ4=0.3, THJ3=0.55, THJ0=-0.3)
 
 
 def rest_palm(side: str, rng: np.random.Generator, *, height: float | None = None) -> np.ndarray:

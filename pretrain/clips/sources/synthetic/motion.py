@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+CURVE_SHARE = 0.75  # of a move's progress, before its straight last stretch
 PoseAt = Callable[[float], np.ndarray]
 
 
@@ -98,23 +99,29 @@ class HandMotion:
         leave: np.ndarray | None = None,
         arrive: np.ndarray | None = None,
     ) -> None:
-        """Moves the palm along a cubic Bezier curve with a minimum-jerk profile.
+        """Moves the palm along a smooth curve with a minimum-jerk profile.
 
         Args:
-            leave: the way out of the start, a vector in metres added to the start for the first control point.
-            arrive: the way into the end, likewise taken from the end; so the hand nears along this vector.
+            leave: the way out of the start, a vector in metres from the start to the curve's first control point.
+            arrive: the last, straight stretch of the way, a vector in metres; the hand has turned before it begins.
+                None = a curve all the way.
         """
         origin = self.palm(start)
-        p0, p3 = origin[:3, 3], palm[:3, 3]
+        p0, goal = origin[:3, 3], palm[:3, 3]
+        p3 = goal if arrive is None else goal - arrive
         p1 = p0 + (leave if leave is not None else (p3 - p0) / 3)
-        p2 = p3 - (arrive if arrive is not None else (p3 - p0) / 3)
+        # With this control point the curve runs into the straight stretch without a jump in velocity.
+        p2 = p3 - (p3 - p0) / 3 if arrive is None else p3 - arrive * CURVE_SHARE / (3 * (1 - CURVE_SHARE))
+        share = 1.0 if arrive is None else CURVE_SHARE
 
         def part(time: float) -> np.ndarray:
             s = min_jerk((time - start) / (end - start))
-            r = 1 - s
-            position = r**3 * p0 + 3 * r * r * s * p1 + 3 * r * s * s * p2 + s**3 * p3
-            # The hand is turned before it arrives, as people do.
-            return pose(interpolated_rotation(origin[:3, :3], palm[:3, :3], min(1.0, 1.25 * s)), position)
+            u = min(s / share, 1.0)
+            r = 1 - u
+            position = r**3 * p0 + 3 * r * r * u * p1 + 3 * r * u * u * p2 + u**3 * p3
+            if s > share:
+                position = p3 + (goal - p3) * (s - share) / (1 - share)
+            return pose(interpolated_rotation(origin[:3, :3], palm[:3, :3], min_jerk(u)), position)
 
         self._palm.add(start, part)
         self.end = max(self.end, end)
@@ -123,6 +130,11 @@ class HandMotion:
         """Moves the finger angles to `fingers` with a minimum-jerk profile."""
         origin = self.fingers(start)
         self._fingers.add(start, lambda time: origin + (fingers - origin) * min_jerk((time - start) / (end - start)))
+        self.end = max(self.end, end)
+
+    def conduct(self, start: float, end: float, palm: PoseAt) -> None:
+        """Puts the palm where `palm(time)` says from `start` to `end`, then at rest."""
+        self._palm.add(start, lambda time: palm(min(time, end)))
         self.end = max(self.end, end)
 
     def follow(self, start: float, end: float, carrier: PoseAt) -> None:

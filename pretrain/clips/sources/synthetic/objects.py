@@ -44,6 +44,7 @@ class Piece:
     shown: bool = True
     solid: bool = True
     moving: bool = False  # belongs to the part that the joint moves
+    grip: bool = False  # of a solid piece: what a hand takes hold of, or presses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +74,7 @@ class ObjectModel:
     base_height: float = 0.0
     opening_radius: float = 0.0  # > 0: a container open at the top
     pours: bool = False
-    handle: tuple[float, float, float] = (0.0, 0.0, 0.0)  # what is gripped or pressed on an articulated thing
+    handle: tuple[float, float, float] = (0.0, 0.0, 0.0)  # middle of what is gripped or pressed, joint at rest
     joint: Joint | None = None
     extra: dict[str, float] = field(default_factory=dict)
 
@@ -83,7 +84,8 @@ def _jittered(rng: np.random.Generator, colour: str) -> tuple[float, float, floa
     return (float(rgb[0]), float(rgb[1]), float(rgb[2]))
 
 
-def _colour(rng: np.random.Generator) -> tuple[str, tuple[float, float, float]]:
+def random_colour(rng: np.random.Generator) -> tuple[str, tuple[float, float, float]]:
+    """A name of COLOURS and a shade of it."""
     name = str(rng.choice(list(COLOURS)))
     return name, _jittered(rng, name)
 
@@ -105,7 +107,7 @@ def _installed(rng: np.random.Generator, name: str, category: str, *, scale: flo
     low, high = mesh.bounds
     half = (high - low) / 2
     if colour is None:
-        colour, rgb = _colour(rng)
+        colour, rgb = random_colour(rng)
     else:
         rgb = _jittered(rng, colour)
     centre = (0.0, 0.0, float(half[2]))
@@ -150,6 +152,7 @@ def _bottle(rng: np.random.Generator) -> ObjectModel:
         grasp="side",
         grasp_height=0.36 * height,
         pours=True,
+        extra={"lip": 0.35 * radius},
     )
 
 
@@ -244,11 +247,11 @@ def _lemon(rng: np.random.Generator) -> ObjectModel:
 
 
 def _box(rng: np.random.Generator) -> ObjectModel:
-    colour, rgb = _colour(rng)
+    colour, rgb = random_colour(rng)
     x, y, z = rng.uniform(0.022, 0.032), rng.uniform(0.022, 0.032), rng.uniform(0.022, 0.036)
     pieces = [Piece(shape="box", size=(x, y, z), position=(0.0, 0.0, z), rgb=rgb)]
     if rng.random() < 0.5:
-        other = _colour(rng)[1]
+        other = random_colour(rng)[1]
         pieces.append(
             Piece(shape="box", size=(x + 5e-4, y + 5e-4, z * 0.25), position=(0.0, 0.0, z), rgb=other, solid=False)
         )
@@ -268,7 +271,7 @@ def _box(rng: np.random.Generator) -> ObjectModel:
 
 
 def _book(rng: np.random.Generator) -> ObjectModel:
-    colour, rgb = _colour(rng)
+    colour, rgb = random_colour(rng)
     x, y, z = rng.uniform(0.055, 0.075), rng.uniform(0.075, 0.10), rng.uniform(0.010, 0.018)
     return ObjectModel(
         category="book",
@@ -292,7 +295,7 @@ def _book(rng: np.random.Generator) -> ObjectModel:
 
 
 def _ball(rng: np.random.Generator) -> ObjectModel:
-    colour, rgb = _colour(rng)
+    colour, rgb = random_colour(rng)
     radius = float(rng.uniform(0.026, 0.036))
     return ObjectModel(
         category="ball",
@@ -313,7 +316,7 @@ def _vessel(profile: list[tuple[float, float]], wall: float) -> Mesh:
 
 
 def _cup(rng: np.random.Generator) -> ObjectModel:
-    colour, rgb = _colour(rng)
+    colour, rgb = random_colour(rng)
     top, height = float(rng.uniform(0.032, 0.038)), float(rng.uniform(0.095, 0.12))
     bottom = top * float(rng.uniform(0.75, 0.95))
     return ObjectModel(
@@ -340,7 +343,7 @@ def _cup(rng: np.random.Generator) -> ObjectModel:
 
 
 def _mug(rng: np.random.Generator) -> ObjectModel:
-    colour, rgb = _colour(rng)
+    colour, rgb = random_colour(rng)
     radius, height = float(rng.uniform(0.036, 0.041)), float(rng.uniform(0.09, 0.105))
     angle = np.linspace(-np.pi / 2, np.pi / 2, 11)
     loop = np.stack([radius - 0.003 + 0.026 * np.cos(angle), 0 * angle, height / 2 + 0.30 * height * np.sin(angle)], 1)
@@ -364,7 +367,7 @@ def _mug(rng: np.random.Generator) -> ObjectModel:
 
 
 def _bowl(rng: np.random.Generator) -> ObjectModel:
-    colour, rgb = _colour(rng)
+    colour, rgb = random_colour(rng)
     radius, height = float(rng.uniform(0.068, 0.085)), float(rng.uniform(0.045, 0.06))
     curve = [(0.45, 0.0), (0.62, 0.10), (0.80, 0.33), (0.93, 0.65), (1.0, 1.0)]
     return ObjectModel(
@@ -388,7 +391,7 @@ def _bowl(rng: np.random.Generator) -> ObjectModel:
 
 
 def _plate(rng: np.random.Generator) -> ObjectModel:
-    colour, rgb = _colour(rng)
+    colour, rgb = random_colour(rng)
     radius, height = float(rng.uniform(0.085, 0.105)), 0.016
     profile = [(0.0, 0.0), (radius * 0.6, 0.0), (radius, height), (radius - 0.003, height), (radius * 0.6, 0.006)]
     return ObjectModel(
@@ -406,6 +409,44 @@ def _plate(rng: np.random.Generator) -> ObjectModel:
     )
 
 
+def _rolling_pin(rng: np.random.Generator) -> ObjectModel:
+    tone = rng.uniform(0.8, 1.2)
+    wood, dark = (0.72 * tone, 0.52 * tone, 0.30 * tone), (0.45 * tone, 0.28 * tone, 0.15 * tone)
+    radius, half = float(rng.uniform(0.019, 0.024)), float(rng.uniform(0.14, 0.17))
+    lying = {"position": (0.0, 0.0, radius), "euler": (0.0, np.pi / 2, 0.0)}
+    return ObjectModel(
+        category="rolling pin",
+        label="rolling pin",
+        pieces=(
+            Piece(shape="cylinder", size=(radius, half - 0.03), rgb=wood, **lying),
+            Piece(shape="capsule", size=(radius * 0.6, half - 0.01), rgb=dark, **lying),
+        ),
+        height=2 * radius,
+        radius=half,
+        half_width=radius,
+        grasp_height=radius,
+    )
+
+
+def _tube(rng: np.random.Generator) -> ObjectModel:
+    """A long cardboard tube, lying."""
+    colour, rgb = random_colour(rng)
+    radius, half = float(rng.uniform(0.022, 0.027)), float(rng.uniform(0.13, 0.15))
+    lying = {"position": (0.0, 0.0, radius), "euler": (0.0, np.pi / 2, 0.0)}
+    return ObjectModel(
+        category="tube",
+        label=f"{colour} tube",
+        pieces=(
+            Piece(shape="cylinder", size=(radius, half), rgb=rgb, **lying),
+            Piece(shape="cylinder", size=(radius + 0.001, 0.02), rgb=random_colour(rng)[1], solid=False, **lying),
+        ),
+        height=2 * radius,
+        radius=half,
+        half_width=radius,
+        grasp_height=radius,
+    )
+
+
 CATEGORIES: dict[str, Callable[[np.random.Generator], ObjectModel]] = {
     "can": _can,
     "bottle": _bottle,
@@ -420,9 +461,12 @@ CATEGORIES: dict[str, Callable[[np.random.Generator], ObjectModel]] = {
     "mug": _mug,
     "bowl": _bowl,
     "plate": _plate,
+    "rolling pin": _rolling_pin,
+    "tube": _tube,
 }
 SIDE_GRASPED = ("can", "bottle", "milk carton", "cup", "mug")
 TOP_GRASPED = ("bread", "lemon", "box", "ball")
+LONG = ("rolling pin", "tube")
 GRASPED = SIDE_GRASPED + TOP_GRASPED
 
 
@@ -439,12 +483,12 @@ def add_object(spec, name: str, model: ObjectModel) -> None:
     part = None
     if model.joint:
         part = body.add_body(name=f"{name}/part")
-        part.explicitinertial, part.mass, part.inertia = True, 0.1, [1e-3] * 3
+        part.explicitinertial, part.mass, part.inertia, part.ipos = True, 0.1, [1e-3] * 3, [0, 0, 0]
         kind = mujoco.mjtJoint.mjJNT_HINGE if model.joint.kind == "hinge" else mujoco.mjtJoint.mjJNT_SLIDE
         part.add_joint(name=f"{name}/joint", type=kind, axis=model.joint.axis, pos=model.joint.anchor)
     for number, piece in enumerate(model.pieces):
         geom = (part if piece.moving else body).add_geom(
-            name=f"{name}/{'solid' if piece.solid else 'shown'} {number}",
+            name=f"{name}/{'solid' if piece.solid else 'shown'} {number}{' grip' if piece.grip else ''}",
             type=getattr(mujoco.mjtGeom, f"mjGEOM_{piece.shape.upper()}"),
             pos=piece.position,
             quat=_quat_from_euler(piece.euler),

@@ -27,11 +27,15 @@ class Placed:
 
 @dataclass
 class Cast:
-    """The things that an action needs, in order, and the floor that its hands sweep: discs (x, y, radius) to keep free."""
+    """The things that an action needs, in order, and the floor that its hands sweep: discs (x, y, radius) to keep free.
+
+    `direction` is the unit vector of a push.
+    """
 
     side: str
     placed: list[Placed]
     keep_free: list[tuple[float, float, float]] = field(default_factory=list)
+    direction: np.ndarray = field(default_factory=lambda: np.zeros(3))
 
 
 @dataclass
@@ -45,7 +49,6 @@ class Plan:
         grips: (side, thing, start, end) times in seconds during which a thing is fixed to a palm.
         looks: (start of the fixation, point in the world over time), in order of time.
         arrival: when the acting hand first reaches what it acts on, seconds.
-        touched_only: things that may be touched besides `target` and `other`.
     """
 
     side: str
@@ -70,6 +73,22 @@ class Plan:
         palm = self.hands[side].palm
         self.things[thing].add(start, lambda time: palm(min(time, end)) @ local)
         self.grips.append((side, thing, start, end))
+
+    def grips_at(self, time: float) -> list[tuple[str, int]]:
+        """(side, thing) of each grip that holds at a time."""
+        return [(side, thing) for side, thing, start, end in self.grips if start <= time <= end]
+
+    def look_around_first(self, rng: np.random.Generator, world: World) -> None:
+        """Before the eyes turn to their first target they rest elsewhere: on another thing, or near a hand."""
+        if self.looks[0][0] < 0.1:
+            return
+        others = [i for i, thing in enumerate(world.things) if i != self.target and thing.height > 0]
+        if others and rng.random() < 0.7:
+            thing = int(rng.choice(others))
+            point = self.thing_pose(thing, 0.0)[:3, 3] + [0.0, 0.0, world.things[thing].height / 2]
+        else:
+            point = self.hands[self.side].palm(0.0)[:3, 3] + rng.normal(size=3) * 0.04 + [0.0, 0.1, 0.0]
+        self.looks.insert(0, (0.0, lambda time: point))
 
     def apply(self, world: World, time: float, shoulders: dict[str, np.ndarray] | None = None) -> None:
         """Sets the state at a time; with shoulder positions, the forearms too. Call `world.update` after it."""
@@ -119,6 +138,8 @@ def with_distractors(cast: Cast, rng: np.random.Generator, count: int, categorie
         Infeasible: fewer than three things fit.
     """
     placed = list(cast.placed)
+    # Hands at rest take room too.
+    free = [*cast.keep_free, *((x, y, 0.1) for x in (-0.19, 0.19) for y in (0.0, 0.1))]
     labels = {item.model.label for item in placed}
     if len(labels) < len(placed):
         raise Infeasible("two things of the cast have one name")
@@ -130,7 +151,7 @@ def with_distractors(cast: Cast, rng: np.random.Generator, count: int, categorie
             continue
         x, y = float(rng.uniform(-0.42, 0.42)), float(rng.uniform(0.08, 0.52))
         radius = model.extra.get("handle_reach", model.radius)
-        discs = [(p.pose[0, 3], p.pose[1, 3], p.model.radius + 0.015) for p in placed] + cast.keep_free
+        discs = [(p.pose[0, 3], p.pose[1, 3], p.model.radius + 0.015) for p in placed] + free
         if any(np.hypot(x - dx, y - dy) < radius + dr for dx, dy, dr in discs):
             continue
         # Tall things stand at the back, where they hide nothing.

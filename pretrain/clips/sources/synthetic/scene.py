@@ -90,20 +90,20 @@ def _room(spec, rng: np.random.Generator, kind: str) -> None:
     top = _material(spec, rng, "top", ("wood", "stone", "plain", "cloth", "wood"), repeat=float(rng.uniform(1.5, 4)))
     wall = _material(spec, rng, "wall", ("plain", "tiles", "stone") if kind == "counter" else ("plain",), repeat=3.0)
     floor = _material(spec, rng, "floor", ("wood", "tiles", "stone"), repeat=1.5)
-    add("floor", (-2.0, -1.5, -0.92), (2.0, 2.2, -0.9), floor)
+    add("floor", (-5.0, -3.0, -0.92), (5.0, 4.0, -0.9), floor)
     if kind == "counter":
         back = float(rng.uniform(0.62, 0.75))
-        add("support", (-1.6, EDGE_Y, -0.04), (1.6, back, 0.0), top)
-        add("front", (-1.6, EDGE_Y + 0.03, -0.9), (1.6, back, -0.04), wall)
-        add("wall", (-2.0, back, -0.9), (2.0, back + 0.05, 1.8), wall)
-        add("ledge", (-2.0, back - 0.02, 0.0), (2.0, back, float(rng.uniform(0.03, 0.1))), top)
+        add("support", (-2.5, EDGE_Y, -0.04), (2.5, back, 0.0), top)
+        add("front", (-2.5, EDGE_Y + 0.03, -0.9), (2.5, back, -0.04), wall)
+        add("wall", (-5.0, back, -0.9), (5.0, back + 0.05, 3.0), wall)
+        add("ledge", (-2.5, back - 0.02, 0.0), (2.5, back, float(rng.uniform(0.03, 0.1))), top)
     else:
         width, depth = float(rng.uniform(0.5, 0.8)), float(rng.uniform(0.62, 0.85))
         back = float(rng.uniform(1.1, 1.9))
         add("support", (-width, EDGE_Y, -0.035), (width, depth, 0.0), top)
         for x in (-width + 0.06, width - 0.06):
             add(f"leg {x:.3f}", (x - 0.03, depth - 0.1, -0.9), (x + 0.03, depth - 0.04, -0.035), top)
-        add("wall", (-2.0, back, -0.9), (2.0, back + 0.05, 1.8), wall)
+        add("wall", (-5.0, back, -0.9), (5.0, back + 0.05, 3.0), wall)
         if rng.random() < 0.6:
             x, w = float(rng.uniform(-0.8, 0.8)), float(rng.uniform(0.2, 0.5))
             add("cupboard", (x - w, back - 0.35, -0.9), (x + w, back, float(rng.uniform(-0.3, 0.5))), floor)

@@ -19,7 +19,7 @@ class World:
         support: ids of the solid geoms of the table.
         finger_geoms: per side, per finger, ids of its solid shapes from the knuckle to the tip.
         palm_geoms: per side, ids of the palm's solid shapes.
-        thing_geoms: per thing, ids of its solid shapes.
+        thing_geoms: per thing, ids of its solid shapes; `grip_geoms` of its handle, `moving_geoms` of its jointed part.
     """
 
     def __init__(self, spec, things: list[ObjectModel]) -> None:
@@ -67,6 +67,13 @@ class World:
         }
         self.thing_geoms = [
             [g for g, name in enumerate(names) if name.startswith(f"object {i}/solid")] for i in range(len(things))
+        ]
+        self.grip_geoms = [
+            [g for g, name in enumerate(names) if name.startswith(f"object {i}/solid") and name.endswith("grip")]
+            for i in range(len(things))
+        ]
+        self.moving_geoms = [
+            [g for g in geoms if body_names[model.geom_bodyid[g]].endswith("/part")] for geoms in self.thing_geoms
         ]
         self.support = [g for g, name in enumerate(names) if name.startswith("support")]
         self._body_of_geom = model.geom_bodyid
