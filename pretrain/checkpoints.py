@@ -161,7 +161,8 @@ class Checkpoints:
                 **record,
             }
             (directory / _STATE_FILE).write_text(json.dumps(state, indent=2) + "\n")
-        for old in self._paths()[: -self.keep]:
+        # The run is locked, so what is still under a temporary name was left by a process that was killed.
+        for old in (*self._paths()[: -self.keep], *self.directory.glob(".step-*")):
             shutil.rmtree(old)
         return path
 

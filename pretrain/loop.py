@@ -255,7 +255,8 @@ def _anyone(fabric: Fabric, here: bool) -> bool:
     """Whether any process was asked to stop: all must leave the loop at the same step."""
     if fabric.world_size == 1:
         return here
-    return bool(fabric.all_reduce(torch.tensor(float(here), device=fabric.device), reduce_op="sum") > 0)
+    asked = fabric.all_reduce(torch.tensor(float(here), device=fabric.device), reduce_op="sum")
+    return isinstance(asked, Tensor) and bool(asked > 0)
 
 
 def _require_finite(values: Mapping[str, float], step: int, directory: Path) -> None:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from pretrain.artifact import load_artifact, sha256_file
@@ -199,6 +200,23 @@ def test_twins(finished: PretrainConfig, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "a/validation.json").read_text())["depth_mse"] is None
     run(config_for(Path(finished.data), tmp_path / "b", trainer={"steps": 2}, caption_probability=0.0))
     assert weights_sha256(tmp_path / "b") != weights_sha256(tmp_path / "a")
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(finished: PretrainConfig, tmp_path: Path) -> None:
+    """The gathered contrastive loss and the averaged gradients make the weights of one process with the whole batch."""
+    alone = config_for(Path(finished.data), tmp_path / "one", trainer={"steps": 8})
+    run(alone)
+    together = config_for(Path(finished.data), tmp_path / "two", trainer={"steps": 8, "devices": 2, "strategy": "ddp"})
+    subprocess.run(
+        [sys.executable, str(ROOT / "egoarm.py"), "pretrain", *words_for(together)], check=True, capture_output=True
+    )
+    one, two = (load_artifact(tmp_path / name / "model").tensors for name in ("one", "two"))
+    start = load_encoder(f"random:{tmp_path / 'one/encoder'}").state_dict()
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=2e-4, rtol=1e-2, msg=name)
+    moved = max(float((one[f"video.{name}"] - tensor).abs().max()) for name, tensor in start.items())
+    assert moved > 2e-3
 
 
 def test_wrong_settings_are_named(square_store: Path, tmp_path: Path) -> None:
