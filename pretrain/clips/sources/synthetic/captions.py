@@ -38,7 +38,7 @@ def write_captions(
     relations = [fact for fact in facts if fact["type"] == "relation"]
     first = [fact for fact in relations if fact["frame"] == 0]
     last = [fact for fact in relations if fact["frame"] != 0]
-    movement = [fact for fact in facts if fact["type"] in ("motion", "displacement", "contact")]
+    movement = [fact for fact in facts if fact["type"] != "relation"]
     captions: list[str] = []
 
     def add(text: str) -> None:
@@ -47,22 +47,21 @@ def write_captions(
 
     clauses = _relation_clauses(rng, first, target)
     add(handed + (f"; {clauses}" if clauses else ""))
+    # In the order in which things happen: the hand nears, touches, moves the thing, and leaves.
+    order = ["approaches", "contact", "displacement", "retreats from"]
+    movement.sort(key=lambda fact: order.index(fact["direction"] if fact["type"] == "motion" else fact["type"]))
     moved = [_movement_clause(fact) for fact in movement if fact["object"] == target]
     if moved:
         chosen = sorted(rng.choice(len(moved), size=min(2, len(moved)), replace=False))
-        add(
-            f"{narration}; " + ", then ".join(moved[i] for i in chosen)
-            if len(chosen) > 1
-            else f"{narration}; {moved[0]}"
-        )
+        add(f"{narration}; " + " and ".join(dict.fromkeys(moved[i] for i in chosen)))
     ending = _relation_clauses(rng, last, target)
     if ending:
         add(f"{handed}; at the end {ending}")
     again = _relation_clauses(rng, first, target)
     if again and moved:
         add(f"{narration}; {again}; {moved[int(rng.integers(len(moved)))]}")
-    if len(captions) < 2:
-        add(f"{handed} in the middle of the {len(world.things)} things in view")
+    if len(captions) < 2 and moved:
+        add(f"{handed}; {moved[0]}")
     return narration, tuple(captions[:4])
 
 

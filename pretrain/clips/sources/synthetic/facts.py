@@ -55,6 +55,7 @@ def spatial_facts(
     times: np.ndarray,
     contact: np.ndarray,
     segmentation: np.ndarray,
+    depth: np.ndarray,
     matrix: np.ndarray,
 ) -> tuple[dict[str, Any], ...]:
     """All facts of a clip; frames are indices into `times`."""
@@ -62,7 +63,7 @@ def spatial_facts(
     facts += _motions(world, plan, times, contact)
     facts += _displacements(world, plan, times, rig)
     for frame in (0, len(times) - 1):
-        facts += _relations(world, plan, rig, times, segmentation, matrix, frame)
+        facts += _relations(world, plan, rig, times, segmentation, depth, matrix, frame)
     return tuple(facts)
 
 
@@ -145,7 +146,9 @@ def _displacements(world: World, plan: Plan, times: np.ndarray, rig: HeadRig) ->
         if tilt > 0.3:
             add(thing, "tilted", tilt, "rad")
         if model.joint:
-            before, after = (plan.joints[thing](time) / model.joint.limit for time in (times[0], times[-1]))
+            shares = [plan.joints[thing](time) / model.joint.limit for time in times]
+            # A button comes up again: what counts is how deep it went.
+            before, after = shares[0], max(shares) if model.category == "button" else shares[-1]
             unit = "rad" if model.joint.kind == "hinge" else "m"
             if abs(after - before) > 0.15:
                 verb = {"knob": "turned", "button": "pressed"}.get(model.category)
@@ -155,7 +158,14 @@ def _displacements(world: World, plan: Plan, times: np.ndarray, rig: HeadRig) ->
 
 
 def _relations(
-    world: World, plan: Plan, rig: HeadRig, times: np.ndarray, segmentation: np.ndarray, matrix: np.ndarray, frame: int
+    world: World,
+    plan: Plan,
+    rig: HeadRig,
+    times: np.ndarray,
+    segmentation: np.ndarray,
+    depth: np.ndarray,
+    matrix: np.ndarray,
+    frame: int,
 ) -> list[dict[str, Any]]:
     """Relations of the target to each other thing seen in a frame. Margins are wide enough to be plain to see."""
     camera = rig.world_from_camera(times[frame])
@@ -176,7 +186,9 @@ def _relations(
         if thing == target or model.category == "stream" or counts[3 + thing] < SEEN_PIXELS:
             continue
         _, other_pixel, other_foot = place(thing)
-        columns = [np.nonzero(segmentation[frame] == 3 + i)[1].mean() for i in (target, thing)]
+        masks = [segmentation[frame] == 3 + i for i in (target, thing)]
+        columns = [np.nonzero(mask)[1].mean() for mask in masks]
+        surfaces = [float(np.median(depth[frame][mask])) for mask in masks]
         found = []
         sideways = pixel[0] - other_pixel[0]
         # Both the middles and the visible parts must agree.
@@ -185,7 +197,7 @@ def _relations(
         if plain and (sideways < 0) == (visibly < 0):
             found.append(("left of" if sideways < 0 else "right of", abs(sideways)))
         nearer = other_pixel[2] - pixel[2]
-        if abs(nearer) > NEARER_M:
+        if abs(nearer) > NEARER_M and (surfaces[1] - surfaces[0]) * np.sign(nearer) > NEARER_M / 3:
             found.append(("nearer than" if nearer > 0 else "farther than", abs(nearer)))
         apart = np.hypot(*(foot - other_foot)[:2])
         over = foot[2] - (other_foot[2] + model.height)

@@ -69,9 +69,9 @@ def _finish(rng: np.random.Generator) -> tuple[str, Vector, Vector, Vector]:
     else:
         name, body = random_colour(rng)
     shade = float(rng.uniform(0.75, 1.2))
-    front = tuple(min(channel * shade + 0.03, 1.0) for channel in body)
+    red, green, blue = (min(channel * shade + 0.03, 1.0) for channel in body)
     grey = float(rng.uniform(0.15, 0.8))
-    return name, body, front, (grey, grey, grey)
+    return name, body, (red, green, blue), (grey, grey, grey)
 
 
 def _drawer(rng: np.random.Generator, side: str) -> ObjectModel:

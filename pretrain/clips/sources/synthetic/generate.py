@@ -10,11 +10,11 @@ from pretrain.clips.schema import Clip
 from pretrain.clips.sources.synthetic.actions import ACTION_TABLE
 from pretrain.clips.sources.synthetic.camera import HeadRig, draw_rig, gaze_track, intrinsics, project
 from pretrain.clips.sources.synthetic.captions import write_captions
+from pretrain.clips.sources.synthetic.catalogue import CATEGORIES
 from pretrain.clips.sources.synthetic.config import SyntheticConfig
 from pretrain.clips.sources.synthetic.facts import contact_state, spatial_facts
 from pretrain.clips.sources.synthetic.grasp import TOUCH_M, Infeasible
 from pretrain.clips.sources.synthetic.hands import SIDES
-from pretrain.clips.sources.synthetic.objects import CATEGORIES
 from pretrain.clips.sources.synthetic.plan import Plan, with_distractors
 from pretrain.clips.sources.synthetic.scene import build_world
 from pretrain.clips.sources.synthetic.world import World
@@ -162,7 +162,7 @@ def generate_clip(index: int, seed: int, config: SyntheticConfig) -> Clip:
     gaze_rng = np.random.default_rng([seed, index, 3])
     gaze = gaze_track(gaze_rng, plan, rig, matrix, pose_times, config.image_size)
     labels = {1: "left hand", 2: "right hand"} | {3 + i: thing.label for i, thing in enumerate(world.things)}
-    facts = spatial_facts(episode.action, world, plan, rig, frame_times, contact, segmentation, matrix)
+    facts = spatial_facts(episode.action, world, plan, rig, frame_times, contact, segmentation, depth, matrix)
     narration, captions = write_captions(np.random.default_rng([seed, index, 4]), episode.action, world, plan, facts)
     return Clip(
         key=f"synthetic-{seed}-{index:07d}",

@@ -3,10 +3,10 @@
 The installed model is read, never copied: its tree of bodies, joints and collision shapes, and its finger and palm
 meshes. The left hand is its mirror image in x = 0: positions (x, y, z) -> (-x, y, z), rotations (w, x, y, z) ->
 (w, x, -y, -z), joint axes (x, y, z) -> (x, -y, -z) because an axis is a pseudo-vector, and meshes with turned winding.
-The robot's wrist and forearm are replaced by a wrist, forearm and sleeve of our own.
+The robot's wrist and forearm are replaced by a wrist, arm and sleeve of our own.
 
 Palm frame of the right hand: origin in the wrist, +z towards the fingers, -y out of the palm, +x towards the thumb
-(-x for the left hand). Palm and forearm are mocap bodies, so a pose is simply set.
+(-x for the left hand). Palm, forearm and upper arm are mocap bodies, so a pose is simply set.
 """
 
 from __future__ import annotations
@@ -107,17 +107,19 @@ def _hand_mesh(name: str, side: str) -> Mesh:
 
 
 @functools.cache
-def _forearm_mesh(part: str) -> Mesh:
-    """Forearm ("skin") and sleeves, along -z from the wrist; oval as an arm is."""
-    outline = [(0.030, 0.012), (0.0295, -0.02), (0.031, -0.06), (0.037, -0.12), (0.043, -0.19), (0.045, -0.27)]
+def _arm_mesh(part: str) -> Mesh:
+    """A part of the arm along -z from its far joint, oval as an arm is: "skin" (forearm), a sleeve or "upper arm"."""
+    outline = [(0.030, 0.012), (0.0295, -0.02), (0.031, -0.06), (0.037, -0.12), (0.043, -0.19), (0.044, -0.27)]
     if part == "skin":
         profile = [(0.0, 0.02), *outline]
+    elif part == "upper arm":
+        profile = [(0.0, 0.052), (0.030, 0.044), (0.047, 0.022), (0.052, 0.0), (0.053, -0.1), (0.060, -UPPER_ARM_M)]
     else:
         start = -0.035 if part == "long sleeve" else -0.15
         grown = [(r + 0.007, z) for r, z in outline if z < start]
         first = float(np.interp(-start, [-z for _, z in outline], [r for r, _ in outline]))
         profile = [(first - 0.002, start), (first + 0.009, start - 0.001), (first + 0.009, start - 0.012), *grown]
-    return lathe(profile[::-1], sides=16, flatten_y=0.78)
+    return lathe(profile[::-1], sides=16, flatten_y=1.0 if part == "upper arm" else 0.78)
 
 
 def _mirror_position(position: np.ndarray, side: str) -> np.ndarray:
@@ -129,7 +131,7 @@ def _mirror_axial(vector: np.ndarray, side: str) -> np.ndarray:
 
 
 def add_hand(spec, side: str, *, skin_rgba: np.ndarray, sleeve: str, sleeve_rgba: np.ndarray) -> None:
-    """Adds palm, fingers and forearm as bodies "<side>/palm", ... with joints "<side>/FFJ3", ... to a spec.
+    """Adds palm, fingers and arm as bodies "<side>/palm", ... with joints "<side>/FFJ3", ... to a spec.
 
     Args:
         sleeve: "long sleeve", "short sleeve" or "none".
@@ -183,7 +185,7 @@ def add_hand(spec, side: str, *, skin_rgba: np.ndarray, sleeve: str, sleeve_rgba
                 group=4,
             )
     _add_flesh(added["palm"], side, skin)
-    _add_forearm(spec, side, skin, cloth, sleeve)
+    _add_arm(spec, side, skin, cloth, sleeve)
 
 
 # Soft parts that a robot hand lacks: (size of the half axes, position, rotation about y in radians), in the right palm.
@@ -213,15 +215,18 @@ def _add_flesh(palm, side: str, material: str) -> None:
         )
 
 
-def _add_forearm(spec, side: str, skin: str, cloth: str, sleeve: str) -> None:
+def _add_arm(spec, side: str, skin: str, cloth: str, sleeve: str) -> None:
     import mujoco
 
-    body = spec.worldbody.add_body(name=f"{side}/forearm", mocap=True)
-    parts = [("skin", skin)] + ([] if sleeve == "none" else [(sleeve, cloth)])
-    for part, material in parts:
+    forearm = spec.worldbody.add_body(name=f"{side}/forearm", mocap=True)
+    upper = spec.worldbody.add_body(name=f"{side}/upper arm", mocap=True)
+    parts = [(forearm, "skin", skin), (upper, "upper arm", skin if sleeve == "none" else cloth)]
+    if sleeve != "none":
+        parts.append((forearm, sleeve, cloth))
+    for body, part, material in parts:
         body.add_geom(
             type=mujoco.mjtGeom.mjGEOM_MESH,
-            meshname=add_mesh(spec, f"{side}/arm {part}", _forearm_mesh(part)),
+            meshname=add_mesh(spec, f"{side}/arm {part}", _arm_mesh(part)),
             material=material,
             contype=0,
             conaffinity=0,
@@ -229,33 +234,40 @@ def _add_forearm(spec, side: str, skin: str, cloth: str, sleeve: str) -> None:
         )
 
 
-def forearm_pose(palm: np.ndarray, shoulder: np.ndarray, side: str) -> np.ndarray:
-    """The forearm's pose that joins the wrist of a palm pose to a two-link arm from the shoulder.
+def arm_poses(palm: np.ndarray, shoulder: np.ndarray, side: str) -> tuple[np.ndarray, np.ndarray]:
+    """The poses of the forearm and the upper arm that join the wrist of a palm pose to the shoulder.
 
     Args:
         palm: float64[4,4] world_from_palm.
         shoulder: float64[3] in the world.
 
     Returns:
-        float64[4,4]: origin at the wrist, +z from elbow to wrist, x following the palm's so that the skin does not twist.
+        Forearm, float64[4,4]: origin at the wrist, +z from elbow to wrist, x following the palm's so that the skin does not
+        twist. Upper arm, float64[4,4]: origin at the elbow, +z from shoulder to elbow. A reach longer than the arm draws
+        the shoulder along.
     """
     wrist = palm[:3, 3]
     reach = wrist - shoulder
     distance = float(np.clip(np.linalg.norm(reach), 0.08, UPPER_ARM_M + FOREARM_M - 1e-3))
     along = reach / max(float(np.linalg.norm(reach)), 1e-9)
     # The elbow hangs down and a little outwards.
-    down = np.array([0.55 if side == "right" else -0.55, -0.1, -1.0])
+    down = np.array([0.8 if side == "right" else -0.8, -0.3, -0.7])
     down -= along * (down @ along)
     down /= np.linalg.norm(down)
-    a = (UPPER_ARM_M**2 - FOREARM_M**2 + distance**2) / (2 * distance)
-    elbow = shoulder + a * along + np.sqrt(max(UPPER_ARM_M**2 - a * a, 0.0)) * down
-    axis = wrist - elbow
-    axis /= np.linalg.norm(axis)
-    x = palm[:3, 0] - axis * (palm[:3, 0] @ axis)
+    # Law of cosines, from the wrist's end, which is where the arm must meet.
+    a = (FOREARM_M**2 - UPPER_ARM_M**2 + distance**2) / (2 * distance)
+    elbow = wrist - a * along + np.sqrt(max(FOREARM_M**2 - a * a, 0.0)) * down
+    return _bone(elbow, wrist, palm[:3, 0]), _bone(wrist - distance * along, elbow, palm[:3, 0])
+
+
+def _bone(start: np.ndarray, end: np.ndarray, x_like: np.ndarray) -> np.ndarray:
+    """A pose at `end` with +z from `start` to `end` and x as near `x_like` as that allows."""
+    axis = (end - start) / np.linalg.norm(end - start)
+    x = x_like - axis * (x_like @ axis)
     x /= max(float(np.linalg.norm(x)), 1e-6)
     pose = np.eye(4)
     pose[:3, :3] = np.column_stack([x, np.cross(axis, x), axis])
-    pose[:3, 3] = wrist
+    pose[:3, 3] = end
     return pose
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from pretrain.clips.sources.synthetic.catalogue import GRASPED, LONG
 from pretrain.clips.sources.synthetic.grasp import FLAT, RELAXED, Infeasible, plan_grasp, sign_of
 from pretrain.clips.sources.synthetic.hands import PALM_CENTRE, palm_rotation
 from pretrain.clips.sources.synthetic.motion import inverse, min_jerk, pose, rotation_about
@@ -19,7 +20,7 @@ from pretrain.clips.sources.synthetic.moves import (
     retreat,
     thing_look,
 )
-from pretrain.clips.sources.synthetic.objects import GRASPED, LONG, ObjectModel, Piece
+from pretrain.clips.sources.synthetic.objects import ObjectModel, Piece
 from pretrain.clips.sources.synthetic.plan import (
     Cast,
     Placed,

@@ -40,8 +40,8 @@ def resting_palms(world: World, rng: np.random.Generator) -> dict[str, tuple[np.
             world.set_hand(side, palm, fingers)
             world.update()
             palm[2, 3] += clearance - world.distance(world.hand_geoms[side], world.support, 0.2)
-            if world.distance(world.hand_geoms[side], things, 0.02) < 0.015:
-                palm[1, 3] -= 0.04
+            if world.distance(world.hand_geoms[side], things, 0.07) < 0.05:
+                palm[1, 3] -= 0.03
         palms[side] = (palm, fingers)
     return palms
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pretrain.clips.sources.synthetic.catalogue import make_object
 from pretrain.clips.sources.synthetic.grasp import Infeasible, sign_of
 from pretrain.clips.sources.synthetic.hands import SIDES
 from pretrain.clips.sources.synthetic.motion import HandMotion, Timeline, inverse, pose, rotation_about
-from pretrain.clips.sources.synthetic.objects import ObjectModel, make_object
+from pretrain.clips.sources.synthetic.objects import ObjectModel
 from pretrain.clips.sources.synthetic.world import World
 
 PointAt = Callable[[float], np.ndarray]
@@ -91,7 +92,7 @@ class Plan:
         self.looks.insert(0, (0.0, lambda time: point))
 
     def apply(self, world: World, time: float, shoulders: dict[str, np.ndarray] | None = None) -> None:
-        """Sets the state at a time; with shoulder positions, the forearms too. Call `world.update` after it."""
+        """Sets the state at a time; with shoulder positions, the arms too. Call `world.update` after it."""
         for side, hand in self.hands.items():
             world.set_hand(side, hand.palm(time), hand.fingers(time), shoulders[side] if shoulders else None)
         for index, timeline in enumerate(self.things):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pretrain.clips.sources.synthetic.hands import FINGER_JOINTS, FINGERS, SIDES, forearm_pose
+from pretrain.clips.sources.synthetic.hands import FINGER_JOINTS, FINGERS, SIDES, arm_poses
 from pretrain.clips.sources.synthetic.objects import ObjectModel
 
 FAR = 1.0  # distances are cut off here, metres
@@ -37,7 +37,7 @@ class World:
             return int(model.body_mocapid[body_names.index(name)])
 
         self._palm = {side: mocap(f"{side}/palm") for side in SIDES}
-        self._forearm = {side: mocap(f"{side}/forearm") for side in SIDES}
+        self._arm = {side: (mocap(f"{side}/forearm"), mocap(f"{side}/upper arm")) for side in SIDES}
         self._camera = mocap("head")
         self._thing = [mocap(f"object {i}") for i in range(len(things))]
         self._fingers = {
@@ -80,11 +80,12 @@ class World:
         self._body_names = body_names
 
     def set_hand(self, side: str, palm: np.ndarray, fingers: np.ndarray, shoulder: np.ndarray | None = None) -> None:
-        """Poses a palm and its fingers; with a shoulder position, the forearm too."""
+        """Poses a palm and its fingers; with a shoulder position, the arm too."""
         self._set_mocap(self._palm[side], palm)
         self.data.qpos[self._fingers[side]] = fingers
         if shoulder is not None:
-            self._set_mocap(self._forearm[side], forearm_pose(palm, shoulder, side))
+            for index, pose in zip(self._arm[side], arm_poses(palm, shoulder, side), strict=True):
+                self._set_mocap(index, pose)
 
     def set_thing(self, index: int, pose: np.ndarray) -> None:
         self._set_mocap(self._thing[index], pose)
