@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pretrain.clips.sources.synthetic import ACTIONS, SyntheticConfig, generate_
 pytest.importorskip("mujoco")
 
 SIZE = 96
-LONG_ENOUGH = {"hand over", "pour", "stack", "put down"}  # begin with the thing in the hand
+BEGIN_HELD = {"hand over", "pour", "stack", "put down"}  # the thing is in the hand from the start
 
 
 def clip_of(action: str, seed: int = 1) -> Clip:
@@ -54,14 +55,31 @@ def points_of(clip: Clip, frame: int, id_: int) -> np.ndarray:
 
 def test_equal_arguments_give_equal_clips_in_any_order() -> None:
     config = SyntheticConfig(image_size=48)
-    first = {index: generate_clip(index, 5, config) for index in (0, 1, 2)}
-    again = {index: generate_clip(index, 5, config) for index in (2, 0, 1)}
+    first = {index: generate_clip(index, 5, config) for index in (0, 1)}
+    again = {index: generate_clip(index, 5, config) for index in (1, 0)}
     for index, clip in first.items():
         for name in ARRAY_FIELDS:
             np.testing.assert_array_equal(getattr(clip, name), getattr(again[index], name), err_msg=name)
         for name in ("key", "labels", "narration", "captions", "facts", "meta"):
             assert getattr(clip, name) == getattr(again[index], name)
     assert not np.array_equal(first[0].rgb, generate_clip(0, 6, config).rgb)
+
+
+def test_another_process_makes_the_same_clip() -> None:
+    """In a process with another hash seed, which changes the order of sets of strings."""
+    code = (
+        "import hashlib; from pretrain.clips.sources.synthetic import SyntheticConfig, generate_clip;"
+        "clip = generate_clip(4, 7, SyntheticConfig(image_size=32));"
+        "print(hashlib.sha256(clip.rgb.tobytes() + clip.depth.tobytes() + clip.gaze.tobytes()"
+        " + clip.world_from_camera.tobytes() + repr((clip.captions, clip.facts)).encode()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(digests) == 1
 
 
 def test_each_block_of_clips_has_each_action_once() -> None:
@@ -203,12 +221,12 @@ def test_the_action_comes_about(action: str) -> None:
 
 @pytest.mark.parametrize("action", ACTIONS)
 def test_nothing_overlaps_between_the_checked_times(action: str) -> None:
-    """The generator checks at frame times; a finer look must find nothing much deeper."""
+    """Looked at more often than the generator does, nothing is much deeper."""
     from pretrain.clips.sources.synthetic.generate import make_episode
 
     episode = make_episode(1, 9, SyntheticConfig(actions=(action,)))
     world, plan = episode.world, episode.plan
-    for time in np.linspace(0.0, 1.99, 41):
+    for time in np.linspace(0.0, 1.99, 67):
         plan.apply(world, time)
         world.update()
         for side in ("left", "right"):
@@ -295,7 +313,7 @@ def test_the_middle_of_a_thing_projects_into_its_mask_at_its_depth(clips: dict[s
 
 def test_the_eyes_are_on_the_target_before_the_hand_is(clips: dict[str, Clip]) -> None:
     leads = []
-    for action in set(ACTIONS) - LONG_ENOUGH - {"push shut", "open door"}:
+    for action in set(ACTIONS) - BEGIN_HELD - {"push shut", "open door"}:
         clip = clips[action]
         hand = 0 if clip.meta["side"] == "left" else 1
         touched = clip.rgb_times_s[np.argmax(clip.contact[:, hand] == clip.meta["target"])]
@@ -314,7 +332,7 @@ def test_the_eyes_are_on_the_target_before_the_hand_is(clips: dict[str, Clip]) -
 
 def test_gaze_has_gaps_and_small_noise() -> None:
     config = SyntheticConfig(image_size=32)
-    tracks = [generate_clip(index, 3, config).gaze for index in range(6)]
+    tracks = [generate_clip(index, 3, config).gaze for index in range(4)]
     gaps = np.isnan(np.concatenate(tracks)[:, 0])
     assert 0.0 < gaps.mean() < 0.35
     steps = np.concatenate([np.linalg.norm(np.diff(track, axis=0), axis=1) for track in tracks])

@@ -272,7 +272,7 @@ def _plan_with_grip(style: str, sign: Callable[[np.random.Generator], float]) ->
     """Takes hold of the handle, moves the joint by its limit times `sign`, and keeps hold."""
 
     def plan_grip(world: World, cast: Cast, rng: np.random.Generator, duration: float) -> Plan:
-        plan = new_plan(cast, 0, resting_palms(world, rng), world)
+        plan = new_plan(cast, 0, resting_palms(world, rng, cast.side), world)
         model = world.things[0]
         world.set_joint(0, 0.0)
         grasp = plan_grasp(
@@ -289,7 +289,7 @@ def _plan_with_grip(style: str, sign: Callable[[np.random.Generator], float]) ->
         closed, done = end + 0.09 * duration, 0.96 * duration
         value = ramp(closed, done, 0.0, model.joint.limit * sign(rng))
         displaced = joint_motion(model, plan.thing_pose(0, 0.0), value)
-        reach_grasp(plan, rng, grasp, start, end, cast.side, 0.07 if style == "top" else 0.11)
+        reach_grasp(plan, rng, grasp, start, end, cast.side, straight=0.07 if style == "top" else 0.11)
         hand = plan.hands[cast.side]
         hand.shape(end, closed, grasp.closed)
         hand.follow(closed, duration, displaced)
@@ -303,7 +303,7 @@ def _plan_with_grip(style: str, sign: Callable[[np.random.Generator], float]) ->
 
 def plan_push_shut(world: World, cast: Cast, rng: np.random.Generator, duration: float) -> Plan:
     """Fingertips on the drawer's front push it home."""
-    plan = new_plan(cast, 0, resting_palms(world, rng), world)
+    plan = new_plan(cast, 0, resting_palms(world, rng, cast.side), world)
     side, s, model = cast.side, sign_of(cast.side), world.things[0]
     place = plan.thing_pose(0, 0.0)
     opened = model.joint.limit
@@ -332,7 +332,7 @@ def plan_push_shut(world: World, cast: Cast, rng: np.random.Generator, duration:
 
 def plan_press(world: World, cast: Cast, rng: np.random.Generator, duration: float) -> Plan:
     """The tip of the index finger goes down on the button, holds it, and comes up again."""
-    plan = new_plan(cast, 0, resting_palms(world, rng), world)
+    plan = new_plan(cast, 0, resting_palms(world, rng, cast.side), world)
     side, s, model = cast.side, sign_of(cast.side), world.things[0]
     top = (plan.thing_pose(0, 0.0) @ np.append(model.handle, 1.0))[:3]
     rotation = palm_rotation([-s * rng.uniform(0.1, 0.45), 1.0, -rng.uniform(0.9, 1.4)], [-0.2 * s, 0.0, -1.0])

@@ -20,6 +20,7 @@ from pretrain.clips.sources.synthetic.scene import build_world
 from pretrain.clips.sources.synthetic.world import World
 
 MAX_ATTEMPTS = 60
+CHECK_S = 1 / 24
 EARLY_S = 0.5  # a touch longer than this before the planned one is a collision on the way
 DEEPEST_M = 0.004  # how far solid shapes may overlap: less than can be seen
 
@@ -75,6 +76,7 @@ def _draw_episode(action: str, rng: np.random.Generator, config: SyntheticConfig
         world.set_thing(number, placed.pose)
     plan = row.plan(world, cast, rng, config.duration_s)
     plan.look_around_first(rng, world)
+    plan.stir_idle_hands(rng, config.duration_s)
     rig = draw_rig(rng, plan, config.duration_s)
     episode = Episode(
         action=action, scene=scene, world=world, plan=plan, rig=rig, fov_degrees=fov_degrees, attempt=attempt
@@ -87,7 +89,7 @@ def check_episode(episode: Episode, config: SyntheticConfig) -> None:
     """Refuses a plan in which solid shapes overlap visibly, a grip is lost, or the action is out of view."""
     world, plan, rig = episode.world, episode.plan, episode.rig
     matrix = intrinsics(episode.fov_degrees, config.image_size)
-    times = np.arange(config.frames) / config.rgb_fps
+    times = np.arange(0.0, config.duration_s, CHECK_S)
     seen_target = seen_hand = 0
     acting = {plan.side} | {side for side, _, _, _ in plan.grips}
     involved = {plan.target, plan.other} | {thing for _, thing, _, _ in plan.grips}

@@ -62,7 +62,7 @@ def cast_grasped(rng: np.random.Generator) -> Cast:
 
 
 def plan_reach(world: World, cast: Cast, rng: np.random.Generator, duration: float) -> Plan:
-    plan = new_plan(cast, 0, resting_palms(world, rng), world)
+    plan = new_plan(cast, 0, resting_palms(world, rng, cast.side), world)
     grasp = plan_grasp(world, cast.side, 0, plan.thing_pose(0, 0.0), rng)
     start, end = rng.uniform(0.08, 0.16) * duration, rng.uniform(0.62, 0.72) * duration
     reach_grasp(plan, rng, grasp, start, end, cast.side)
@@ -73,7 +73,7 @@ def plan_reach(world: World, cast: Cast, rng: np.random.Generator, duration: flo
 
 
 def plan_pick_up(world: World, cast: Cast, rng: np.random.Generator, duration: float) -> Plan:
-    plan = new_plan(cast, 0, resting_palms(world, rng), world)
+    plan = new_plan(cast, 0, resting_palms(world, rng, cast.side), world)
     grasp = plan_grasp(world, cast.side, 0, plan.thing_pose(0, 0.0), rng)
     start, end = rng.uniform(0.02, 0.08) * duration, rng.uniform(0.40, 0.47) * duration
     closed = end + 0.10 * duration
@@ -120,7 +120,7 @@ def cast_stack(rng: np.random.Generator) -> Cast:
 
 def plan_put_down(world: World, cast: Cast, rng: np.random.Generator, duration: float) -> Plan:
     """Also the plan of "stack": the cast says on what the thing is put."""
-    plan = new_plan(cast, 0, resting_palms(world, rng), world)
+    plan = new_plan(cast, 0, resting_palms(world, rng, cast.side), world)
     plan.other = cast.placed[0].upon
     under = world.support if plan.other is None else world.support + world.thing_geoms[plan.other]
     s = sign_of(cast.side)
@@ -164,7 +164,7 @@ def cast_push(rng: np.random.Generator) -> Cast:
 
 
 def plan_push(world: World, cast: Cast, rng: np.random.Generator, duration: float) -> Plan:
-    plan = new_plan(cast, 0, resting_palms(world, rng), world)
+    plan = new_plan(cast, 0, resting_palms(world, rng, cast.side), world)
     side, direction = cast.side, cast.direction
     s = sign_of(side)
     model, place = world.things[0], plan.thing_pose(0, 0.0)
@@ -246,7 +246,7 @@ def _lip(source: ObjectModel, s: float) -> np.ndarray:
 
 
 def plan_pour(world: World, cast: Cast, rng: np.random.Generator, duration: float) -> Plan:
-    plan = new_plan(cast, 0, resting_palms(world, rng), world)
+    plan = new_plan(cast, 0, resting_palms(world, rng, cast.side), world)
     plan.other = 1
     side, s = cast.side, sign_of(cast.side)
     source, bowl = world.things[0], world.things[1]
@@ -326,7 +326,7 @@ def plan_hand_over(world: World, cast: Cast, rng: np.random.Generator, duration:
     closed, left = met + 0.26 * duration, met + 0.28 * duration
     hand, other = plan.hands[giver], plan.hands[taker]
     hand.move(start, met, grasp.palm)
-    reach_grasp(plan, rng, take, start + 0.08 * duration, met + 0.17 * duration, taker)
+    reach_grasp(plan, rng, take, 0.12 * duration, met + 0.17 * duration, taker, straight=0.11, rise=0.16)
     other.shape(met + 0.17 * duration, closed, take.closed)
     plan.grip(giver, 0, 0.0, left)
     retreat(plan, rng, grasp, left, min(left + 0.34 * duration, 0.98 * duration), giver)

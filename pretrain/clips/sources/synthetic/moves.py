@@ -29,8 +29,13 @@ class Action:
     plan: Callable[[World, Cast, np.random.Generator, float], Plan]
 
 
-def resting_palms(world: World, rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """A palm pose and finger angles at ease for both hands, just above the table and clear of the things on it."""
+def resting_palms(
+    world: World, rng: np.random.Generator, acting: str | None = None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """A palm pose and finger angles at ease for both hands, just above the table and clear of the things on it.
+
+    Now and then the hand that is not `acting` hangs out of view; never, if None is given.
+    """
     palms = {}
     things = [geom for geoms in world.thing_geoms for geom in geoms]
     for side in SIDES:
@@ -42,20 +47,35 @@ def resting_palms(world: World, rng: np.random.Generator) -> dict[str, tuple[np.
             palm[2, 3] += clearance - world.distance(world.hand_geoms[side], world.support, 0.2)
             if world.distance(world.hand_geoms[side], things, 0.07) < 0.05:
                 palm[1, 3] -= 0.03
+        if acting is not None and side != acting and rng.random() < 0.2:
+            palm[1:3, 3] = -0.45, -0.30
         palms[side] = (palm, fingers)
     return palms
 
 
 def reach_grasp(
-    plan: Plan, rng: np.random.Generator, grasp: Grasp, start: float, end: float, side: str, straight: float = 0.07
+    plan: Plan,
+    rng: np.random.Generator,
+    grasp: Grasp,
+    start: float,
+    end: float,
+    side: str,
+    *,
+    straight: float = 0.07,
+    rise: float = 0.045,
 ) -> None:
-    """Moves the hand from where it is to the grasp, opening on the way; the last `straight` metres go straight in."""
+    """Moves the hand from where it is to the grasp, opening on the way.
+
+    Args:
+        straight: length in metres of the last stretch, along the grasp's approach.
+        rise: how far up the curve's first control point is, metres.
+    """
     hand = plan.hands[side]
     hand.move(
         start,
         end,
         grasp.palm,
-        leave=UP * rng.uniform(0.03, 0.06) + 0.1 * (grasp.palm[:3, 3] - hand.palm(start)[:3, 3]),
+        leave=UP * rise * rng.uniform(0.7, 1.3) + 0.1 * (grasp.palm[:3, 3] - hand.palm(start)[:3, 3]),
         arrive=grasp.approach * straight * rng.uniform(0.9, 1.1),
     )
     hand.shape(start, start + 0.6 * (end - start), grasp.preshape)

@@ -122,6 +122,31 @@ def add_object(spec, name: str, model: ObjectModel) -> None:
             geom.material = material.name
 
 
+def add_shadow(spec, name: str, model: ObjectModel) -> None:
+    """Adds the soft dark spot under a thing, as the mocap body `name`: two translucent layers, darkest in the middle."""
+    import mujoco
+
+    body = spec.worldbody.add_body(name=name, mocap=True)
+    half = np.array([model.radius, model.radius])
+    for piece in model.pieces:
+        if piece.shape == "box" and piece.solid and not piece.moving:
+            half = np.array(piece.size[:2])
+            break
+        if piece.shape == "cylinder" and piece.euler[1]:
+            half = np.array([piece.size[1], piece.size[0]])
+            break
+    for layer, (grow, alpha) in enumerate(((0.006, 0.22), (0.020, 0.16))):
+        body.add_geom(
+            type=mujoco.mjtGeom.mjGEOM_ELLIPSOID,
+            size=[*(half * 1.12 + grow), 0.0003],
+            pos=[0.0, 0.0, 0.0008 - 0.0004 * layer],
+            rgba=[0.0, 0.0, 0.0, alpha],
+            contype=0,
+            conaffinity=0,
+            group=1,
+        )
+
+
 def _quat_from_euler(euler: tuple[float, float, float]) -> np.ndarray:
     """wxyz of the rotation about x, then y, then z (fixed axes)."""
     from scipy.spatial.transform import Rotation

@@ -91,6 +91,21 @@ class Plan:
             point = self.hands[self.side].palm(0.0)[:3, 3] + rng.normal(size=3) * 0.04 + [0.0, 0.1, 0.0]
         self.looks.insert(0, (0.0, lambda time: point))
 
+    def stir_idle_hands(self, rng: np.random.Generator, duration: float) -> None:
+        """A hand that does nothing still moves a little, and never downwards."""
+        busy = {self.side} | {grip for grip, _, _, _ in self.grips}
+        for side in (side for side in SIDES if side not in busy):
+            rest = self.hands[side].palm(0.0)
+            rate, phase = rng.uniform(0.3, 0.8), rng.uniform(0, 2 * np.pi)
+            way = np.abs(rng.normal(size=3)) * [0.003, 0.003, 0.006]
+
+            def stirred(time: float, rest=rest, rate=rate, phase=phase, way=way) -> np.ndarray:
+                moved = rest.copy()
+                moved[:3, 3] += way * (0.5 + 0.5 * np.sin(2 * np.pi * rate * time + phase))
+                return moved
+
+            self.hands[side].conduct(0.0, duration, stirred)
+
     def apply(self, world: World, time: float, shoulders: dict[str, np.ndarray] | None = None) -> None:
         """Sets the state at a time; with shoulder positions, the arms too. Call `world.update` after it."""
         for side, hand in self.hands.items():

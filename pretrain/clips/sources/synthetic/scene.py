@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from pretrain.clips.sources.synthetic.hands import SIDES, add_hand
-from pretrain.clips.sources.synthetic.objects import ObjectModel, add_object
+from pretrain.clips.sources.synthetic.objects import ObjectModel, add_object, add_shadow
 from pretrain.clips.sources.synthetic.world import World
 
 EDGE_Y = -0.08
@@ -148,6 +148,7 @@ def build_world(rng: np.random.Generator, *, kind: str, things: list[ObjectModel
         add_hand(spec, side, skin_rgba=skin, sleeve=sleeve, sleeve_rgba=cloth)
     for number, thing in enumerate(things):
         add_object(spec, f"object {number}", thing)
+        add_shadow(spec, f"shadow {number}", thing)
     head = spec.worldbody.add_body(name="head", mocap=True)
     head.add_camera(name="head", fovy=fov_degrees)
     return World(spec, things)

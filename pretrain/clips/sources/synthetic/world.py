@@ -7,6 +7,7 @@ import numpy as np
 from pretrain.clips.sources.synthetic.hands import FINGER_JOINTS, FINGERS, SIDES, arm_poses
 from pretrain.clips.sources.synthetic.objects import ObjectModel
 
+NOWHERE_Z = -2.0  # below the floor
 FAR = 1.0  # distances are cut off here, metres
 
 
@@ -40,6 +41,7 @@ class World:
         self._arm = {side: (mocap(f"{side}/forearm"), mocap(f"{side}/upper arm")) for side in SIDES}
         self._camera = mocap("head")
         self._thing = [mocap(f"object {i}") for i in range(len(things))]
+        self._shadow = [mocap(f"shadow {i}") for i in range(len(things))]
         self._fingers = {
             side: np.array([int(model.joint(f"{side}/{joint}").qposadr[0]) for joint in FINGER_JOINTS])
             for side in SIDES
@@ -88,7 +90,12 @@ class World:
                 self._set_mocap(index, pose)
 
     def set_thing(self, index: int, pose: np.ndarray) -> None:
+        """Poses a thing; its spot of shadow lies under it while it stands on the table, and nowhere else."""
         self._set_mocap(self._thing[index], pose)
+        yaw = np.arctan2(pose[1, 0], pose[0, 0]) / 2
+        standing = abs(pose[2, 3]) < 0.002
+        self.data.mocap_pos[self._shadow[index]] = [pose[0, 3], pose[1, 3], 0.0 if standing else NOWHERE_Z]
+        self.data.mocap_quat[self._shadow[index]] = [np.cos(yaw), 0.0, 0.0, np.sin(yaw)]
 
     def set_joint(self, index: int, value: float) -> None:
         self.data.qpos[self._joint[index]] = value
@@ -114,13 +121,18 @@ class World:
 
     def distance(self, first: list[int], second: list[int], limit: float = FAR) -> float:
         """The smallest signed distance between two groups of geoms, at most `limit`; negative = penetration depth."""
+        if not first or not second:
+            return limit
         centre, radius = self.data.geom_xpos, self.model.geom_rbound
+        gaps = np.linalg.norm(centre[first][:, None] - centre[second][None], axis=2)
+        least = gaps - radius[first][:, None] - radius[second][None]  # bounding spheres: no pair is nearer than this
         closest = limit
-        for a in first:
-            for b in second:
-                if np.dot(gap := centre[a] - centre[b], gap) > (radius[a] + radius[b] + closest) ** 2:
-                    continue
-                closest = min(closest, self._mujoco.mj_geomDistance(self.model, self.data, a, b, closest + 0.01, None))
+        for place in np.argsort(least, axis=None, kind="stable"):
+            a, b = divmod(int(place), len(second))
+            if least[a, b] > closest:
+                break
+            gap = self._mujoco.mj_geomDistance(self.model, self.data, first[a], second[b], closest + 0.01, None)
+            closest = min(closest, gap)
         return closest
 
     def segmentation_ids(self) -> np.ndarray:
