@@ -82,6 +82,15 @@ def test_another_process_makes_the_same_clip() -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.parametrize(("frames", "rgb_fps"), [(12, 8.0), (20, 4.0), (45, 30.0)])
+def test_other_lengths_and_rates(frames: int, rgb_fps: float) -> None:
+    config = SyntheticConfig(image_size=32, frames=frames, rgb_fps=rgb_fps, pose_fps=20.0)
+    clip = generate_clip(0, 2, config)
+    check_content(clip)
+    assert len(clip.rgb) == frames and len(clip.gaze) == len(clip.world_from_camera) == round(frames / rgb_fps * 20)
+    assert clip.duration_s == pytest.approx(frames / rgb_fps)
+
+
 def test_each_block_of_clips_has_each_action_once() -> None:
     from pretrain.clips.sources.synthetic.generate import action_of
 

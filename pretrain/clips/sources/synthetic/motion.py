@@ -19,7 +19,8 @@ PoseAt = Callable[[float], np.ndarray]
 def min_jerk(s: float) -> float:
     """10 s^3 - 15 s^4 + 6 s^5 on [0, 1], clamped outside: the minimum-jerk profile of Flash and Hogan (1985)."""
     s = min(max(s, 0.0), 1.0)
-    return s * s * s * (10.0 + s * (6.0 * s - 15.0))
+    # Rounding may end a hair above 1.
+    return min(s * s * s * (10.0 + s * (6.0 * s - 15.0)), 1.0)
 
 
 def pose(rotation: np.ndarray, position: np.ndarray) -> np.ndarray:
