@@ -43,15 +43,16 @@ def draw_contact_sheet(clips: Sequence[Clip], path: Path, *, frames: int = 5, ti
     columns = 1 if len(clips) == 1 else 2
     rows = -(-len(clips) // columns)
     n_bands = max(len(_bands(clip)) for clip in clips)
-    figure = Figure(figsize=(columns * (frames * 1.45 + 0.9), rows * (n_bands * 1.45 + 1.35) + 0.4), dpi=100)
+    block_height_in, title_height_in = n_bands * 1.45 + 1.35, 0.4
+    figure = Figure(figsize=(columns * (frames * 1.45 + 0.9), rows * block_height_in + title_height_in), dpi=100)
     FigureCanvasAgg(figure)
     if title:
         figure.suptitle(title, fontsize=10, x=0.01, ha="left", y=1 - 0.1 / figure.get_figheight(), va="top")
-    blocks = figure.add_gridspec(
-        rows, columns, left=0, right=1, bottom=0, top=1 - 0.35 / figure.get_figheight(), hspace=0, wspace=0
-    )
+    # Sub-figures fill their cells and know no margins, so the title has a row of its own.
+    heights = [title_height_in, *[block_height_in] * rows]
+    blocks = figure.add_gridspec(rows + 1, columns, height_ratios=heights, hspace=0, wspace=0)
     for number, clip in enumerate(clips):
-        _draw_block(figure.add_subfigure(blocks[number // columns, number % columns]), clip, frames)
+        _draw_block(figure.add_subfigure(blocks[1 + number // columns, number % columns]), clip, frames)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
         figure.savefig(file, format="png")
