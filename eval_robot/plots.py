@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from eval_robot.compare import Comparison
 
 COLOURS = ("#9aa7b2", "#e0a458", "#0b6e99", "#2d9d5c", "#8661c1", "#c0504d")
+LOSSES = ("loss", "contrastive", "depth")
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "egoarm"}
 
 
@@ -40,7 +41,7 @@ def success_bars(comparison: Comparison) -> Figure:
 
 
 def learning_curves(paths: Sequence[str | Path]) -> Figure:
-    """One panel a metrics.jsonl file, named after the run's directory: every "loss" series against the step."""
+    """One panel a metrics.jsonl file, named after its run: the loss and its parts against the step."""
     with plt.rc_context(_STYLE):
         columns = min(4, len(paths))
         rows = -(-len(paths) // columns)
@@ -51,7 +52,7 @@ def learning_curves(paths: Sequence[str | Path]) -> Figure:
             series = read_metrics(path)
             for name, points in series.items():
                 axis.plot([step for step, _ in points], [value for _, value in points], linewidth=1.2, label=name)
-            axis.set_title(Path(path).parent.name, fontsize=9)
+            axis.set_title(_run_name(Path(path)), fontsize=8)
             axis.set_xlabel("step")
             axis.set_yscale("log")
             axis.legend(frameon=False, fontsize=7)
@@ -60,8 +61,13 @@ def learning_curves(paths: Sequence[str | Path]) -> Figure:
     return figure
 
 
+def _run_name(path: Path) -> str:
+    run = path.parent
+    return f"{run.parent.name} / {run.stem}" if run.suffix == ".training" else run.name
+
+
 def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
-    """Series of a training log: {name: [(step, value), ...]} for every name that ends in "loss" and is positive."""
+    """Series of a training log: {name: [(step, value), ...]} for the names in LOSSES, where positive."""
     series: dict[str, list[tuple[int, float]]] = {}
     for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
         try:
@@ -69,7 +75,7 @@ def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: not JSON ({error}); train again") from error
         for name, value in row.items():
-            if name.endswith("loss") and isinstance(value, int | float) and value > 0:
+            if name in LOSSES and isinstance(value, int | float) and value > 0:
                 series.setdefault(name, []).append((int(row["step"]), float(value)))
     return series
 

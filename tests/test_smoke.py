@@ -1,6 +1,5 @@
 """The whole chain through the command line, on real simulators at the smallest size: clips -> encoder -> policy -> success rate."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -111,21 +110,21 @@ def test_a_policy_of_another_contract_is_refused(chain: Path, capsys: pytest.Cap
 def test_a_full_disk_leaves_nothing_half_written(
     chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """The kernel's own refusal, from a device that is always full."""
     import errno
 
-    from safetensors.torch import save_file
+    from pretrain import artifact
 
-    def on_full_disk(tensors, path):
-        save_file(tensors, path)
+    write = artifact.save_tensors
+
+    def on_full_disk(path, tensors):
+        write(path, tensors)
         with open(path, "r+b") as file:
             file.truncate(100)
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
-    monkeypatch.setattr("pretrain.artifact.save_file", on_full_disk)
+    monkeypatch.setattr(artifact, "save_tensors", on_full_disk)
     out = tmp_path / "policy"
     assert main(["train", f"demos={chain}/toy.hdf5", f"out={out}", "epochs=1", "threads=1"]) == 2
     assert "full" in capsys.readouterr().err and not out.exists()
     monkeypatch.undo()
-    shutil.rmtree(tmp_path / "policy.training", ignore_errors=True)
     assert main(["train", f"demos={chain}/toy.hdf5", f"out={out}", "epochs=1", "threads=1"]) == 0

@@ -71,7 +71,7 @@ def test_the_clips_are_whole(store_path):
         assert clip.segmentation is not None and clip.segmentation.max() >= 3
         assert clip.gaze is not None and len(clip.gaze) == 60
         assert clip.world_from_camera is not None and len(clip.world_from_camera) == 60
-        assert clip.narration.startswith("#C C ") and clip.captions and clip.facts
+        assert clip.narration.startswith("#C C ") and clip.captions
         assert clip.meta["action"] in SMALL["actions"]
     assert not np.array_equal(store.read(0).rgb, store.read(1).rgb)
 
