@@ -38,7 +38,7 @@ clean:
 .venv/.python:
 	@test -n "$(PYTHON)" || { echo "egoarm needs Python 3.11 or 3.12 on the PATH; name one with: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(PIP) setuptools wheel
+	$(PIP) --upgrade setuptools wheel
 	@touch $@
 
 .venv/.robots: .venv/.python pyproject.toml requirements.lock
