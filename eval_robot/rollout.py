@@ -144,9 +144,8 @@ def _episodes(config: EvalConfig, policy: Policy, header: Mapping[str, Any], out
     stamp = _stamp(header)
     records = _resume(_partial(out), stamp)
     workers = config.workers or os.cpu_count() or 1
-    progress = tqdm(
-        total=len(seeds), initial=len(records), desc=f"eval {header['label']} {header['task']}", unit="episode"
-    )
+    title = f"eval {header['label']} {header['task']}"
+    progress = tqdm(total=len(seeds), initial=len(records), desc=title, unit="episode", disable=None)
     # A policy without eyes needs no rendering, but for the episodes that are kept as videos.
     groups: list[tuple[list[int], bool]] = [(seeds, True)]
     if not policy.spec.cameras:

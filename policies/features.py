@@ -58,7 +58,7 @@ def _compute(backbone: Backbone, demos: DemoFile, folder: Path, label: str) -> N
     dtype = np.float16 if backbone.pooling == "grid" else np.float32
     rows = np.lib.format.open_memmap(path, mode="r+" if first else "w+", dtype=dtype, shape=None if first else shape)
     start = sum(demos.lengths[:first])
-    progress = tqdm(total=shape[0], initial=start, desc=f"features {label}", unit="frame")
+    progress = tqdm(total=shape[0], initial=start, desc=f"features {label}", unit="frame", disable=None)
     for demo in range(first, len(demos)):
         images = demos.observation(demo, [f"images/{camera}" for camera in backbone.spec.cameras])
         for begin in range(0, demos.lengths[demo], BATCH):

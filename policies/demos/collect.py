@@ -88,7 +88,7 @@ def _collect(config: DemosConfig, parts: Path) -> tuple[list[int], list[int]]:
     kept: list[int] = []
     failed: list[int] = []
     seed = config.first_seed
-    progress = tqdm(total=config.episodes, desc=f"demos {config.task}", unit="demo")
+    progress = tqdm(total=config.episodes, desc=f"demos {config.task}", unit="demo", disable=None)
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
         while len(kept) < config.episodes:
             if len(failed) > (MAX_ATTEMPTS_PER_DEMO - 1) * config.episodes:
