@@ -8,8 +8,7 @@ JOBS ?= 2
 .PHONY: demo test test-slow check check-fast setup lock clean
 .DEFAULT_GOAL := demo
 
-demo: .venv/.robots
-	$(BIN)/egoarm doctor
+demo: .venv/.doctor
 	$(BIN)/egoarm demo
 
 test: .venv/.dev
@@ -44,6 +43,10 @@ clean:
 .venv/.robots: .venv/.python pyproject.toml requirements.lock
 	@echo "installing the pinned packages (a few minutes the first time)"
 	$(PIP) --no-build-isolation -e ".[robots]"
+	@touch $@
+
+.venv/.doctor: .venv/.robots
+	$(BIN)/egoarm doctor
 	@touch $@
 
 .venv/.dev: .venv/.robots
