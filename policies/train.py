@@ -20,11 +20,12 @@ from policies.demos.hdf5 import DemoFile
 from policies.demos.windows import training_rows
 from policies.features import demo_features
 from policies.policy import Policy, PolicySpec, policy_entry
-from pretrain.artifact import load_artifact, make_provenance, save_artifact
+from pretrain.artifact import load_artifact, save_artifact
 from pretrain.batches import BatchPlan, SampleId
 from pretrain.checkpoints import Progress, open_run, run_lock
 from pretrain.encoder import VideoEncoder, load_encoder
 from pretrain.loop import TrainerConfig, fit, make_fabric
+from pretrain.provenance import make_provenance
 
 NO_ENCODER = "none"
 

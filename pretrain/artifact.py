@@ -17,20 +17,15 @@ import contextlib
 import ctypes
 import errno
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -42,23 +37,6 @@ CONFIG_FILE = "config.yaml"
 SPEC_FILE = "spec.json"
 PROVENANCE_FILE = "provenance.json"
 TRAIN_STATE_DIRECTORY = "train_state"
-
-# Packages whose version can change a number in a report.
-_RECORDED_PACKAGES = (
-    "torch",
-    "torchvision",
-    "timm",
-    "open_clip_torch",
-    "lightning-fabric",
-    "safetensors",
-    "numpy",
-    "mujoco",
-    "gymnasium",
-    "gymnasium-robotics",
-    "metaworld",
-    "robosuite",
-    "stable-baselines3",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +225,7 @@ def save_artifact(
         kind: what it is ("encoder", "policy", "egodtm"); `name`: the registry key that builds it.
         config: the resolved configuration, of YAML types only.
         spec: the owner's contract as JSON types.
-        provenance: see `make_provenance`; the weights' sha256 is added here.
+        provenance: see `pretrain.provenance.make_provenance`; the weights' sha256 is added here.
         train_state: a directory that is copied in as train_state/.
 
     Raises:
@@ -384,73 +362,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(document).__name__}")
     return document
-
-
-# -------------------------------------------------------------------------------------------------------- provenance
-
-
-def make_provenance(
-    *,
-    argv: Sequence[str] | None = None,
-    seed: int,
-    parents: Mapping[str, str],
-    data: Mapping[str, str],
-    step: int,
-    wall_time_s: float,
-) -> dict[str, Any]:
-    """The record of how a thing was made.
-
-    Args:
-        argv: the command line; None takes this process's.
-        parents: role -> sha256 of the artifacts that went in; `data`: role -> sha256 of the data's manifest.
-        step: training steps done; `wall_time_s`: seconds of all runs together.
-    """
-    commit, dirty = _git_state()
-    return {
-        "format_version": FORMAT_VERSION,
-        "git_sha": commit,
-        "git_dirty": dirty,
-        "argv": list(sys.argv if argv is None else argv),
-        "seed": seed,
-        "python": platform.python_version(),
-        "packages": _package_versions(),
-        "device": _device(),
-        "parents": dict(parents),
-        "data": dict(data),
-        "step": step,
-        "wall_time_s": round(wall_time_s, 3),
-    }
-
-
-def _git_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this file lies in and whether tracked files differ from it; (None, None) outside git."""
-    root = Path(__file__).resolve().parents[1]
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=False
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    top = git("rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != root:
-        return None, None
-    commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--untracked-files=no")
-    return commit, None if status is None else bool(status)
-
-
-def _package_versions() -> dict[str, str]:
-    versions = {}
-    for package in _RECORDED_PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            versions[package] = importlib.metadata.version(package)
-    return versions
-
-
-def _device() -> dict[str, Any]:
-    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {"machine": platform.machine(), "torch_threads": torch.get_num_threads(), "gpus": gpus}

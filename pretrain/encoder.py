@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +24,10 @@ from torch import Tensor, nn
 from pretrain.artifact import (
     load_artifact,
     load_tensors_strict,
-    make_provenance,
     save_artifact,
     tensors_sha256,
 )
+from pretrain.provenance import make_provenance
 
 ENCODER_KIND = "encoder"
 RANDOM_PREFIX = "random:"
@@ -148,7 +149,7 @@ def normalise_video(
 # --------------------------------------------------------------------------------------------------------- the encoder
 
 
-class VideoEncoder(nn.Module):
+class VideoEncoder(nn.Module, ABC):
     """Base of all encoders. A subclass sets `architecture` (a key of ARCHITECTURES) and gives `features`.
 
     Attributes:
@@ -191,8 +192,9 @@ class VideoEncoder(nn.Module):
             )
         return self.features(x)
 
+    @abstractmethod
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> EncoderOutput:
-        raise NotImplementedError
+        """What a subclass makes of preprocessed clips whose shape `forward` has checked."""
 
     def frozen(self) -> Self:
         """Turns gradients off and evaluation mode on, for good: a later `.train()`, of a parent too, does not undo it."""

@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pretrain.artifact import atomic_write_text, load_artifact, make_provenance, save_artifact
+from pretrain.artifact import atomic_write_text, load_artifact, save_artifact
 from pretrain.batches import BatchPlan
 from pretrain.checkpoints import open_run, refuse_foreign, run_lock
 from pretrain.clips.dataset import ClipDataset
@@ -25,6 +25,7 @@ from pretrain.egodtm.validation import Validation, validate
 from pretrain.egodtm.video_vit import VIDEO_SIZES, VideoViTConfig
 from pretrain.encoder import save_encoder
 from pretrain.loop import FREE_TRAINER_FIELDS, TrainerConfig, fit, make_fabric
+from pretrain.provenance import make_provenance
 
 MODELS = ("egodtm",)
 ENCODER_DIRECTORY = "encoder"

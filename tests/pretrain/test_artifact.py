@@ -14,11 +14,11 @@ from pretrain.artifact import (
     atomic_write_text,
     load_artifact,
     load_tensors,
-    make_provenance,
     save_artifact,
     sha256_file,
     tensors_sha256,
 )
+from pretrain.provenance import make_provenance
 
 TENSORS = {"b": torch.arange(6.0).reshape(2, 3), "a": torch.ones(3, dtype=torch.int64)}
 
