@@ -12,10 +12,10 @@ demo: .venv/.doctor
 	$(BIN)/egoarm demo
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -n $(JOBS) -m "not slow"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: .venv/.dev
-	$(BIN)/python -m pytest -n $(JOBS) -m slow
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m slow
 
 check: check-fast
 	$(BIN)/basedpyright
