@@ -22,6 +22,7 @@ from policies.demos.collect import run as collect
 from policies.train import TrainConfig, metrics_path
 from policies.train import run as train
 from pretrain.artifact import atomic_write_text
+from pretrain.clips.info import InfoConfig, run_info
 from pretrain.clips.synth import SynthConfig, run_synth
 from pretrain.egodtm.train import PretrainConfig
 from pretrain.egodtm.train import run as pretrain
@@ -50,7 +51,7 @@ def run(config: DemoConfig) -> Path:
     """Run what is not there yet; ends with the table on the terminal and the report's path."""
     start = time.monotonic()
     out = Path(config.out)
-    _stage(1, "synthetic egocentric clips", lambda: run_synth(config.clips))
+    _stage(1, "synthetic egocentric clips", lambda: _make_clips(config.clips, out / "clips.png"))
     _stage(2, "pretrain EgoDTM on them", lambda: pretrain(config.pretrain))
     encoder = str(Path(config.pretrain.out) / "encoder")
     demos = {task: out / "demos" / f"{task.replace('/', '-')}.hdf5" for task in config.tasks}
@@ -101,6 +102,12 @@ def run(config: DemoConfig) -> Path:
     print_table(comparison)
     print(f"demo: {time.monotonic() - start:.0f} s; report: {page.resolve()}")
     return page
+
+
+def _make_clips(config: SynthConfig, picture: Path) -> None:
+    run_synth(config)
+    if not picture.exists():
+        run_info(InfoConfig(path=config.out, contact_sheet=str(picture), clips=4, verify=False))
 
 
 def _stage(number: int, what: str, action: Callable[[], object]) -> None:
