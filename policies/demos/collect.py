@@ -19,6 +19,7 @@ from tqdm import tqdm
 from envs.tasks import find_level, find_task, make_env
 from policies.demos.hdf5 import GYM_ENV_TYPE, DemoFile, Episode, write_episode, write_header
 from pretrain.artifact import atomic_write_text
+from pretrain.workers import start_worker
 
 DEMO_SEEDS = range(0, 100_000)  # evaluation draws from other ranges, see eval_robot/protocol.py
 MAX_ATTEMPTS_PER_DEMO = 4
@@ -89,7 +90,7 @@ def _collect(config: DemosConfig, parts: Path) -> tuple[list[int], list[int]]:
     failed: list[int] = []
     seed = config.first_seed
     progress = tqdm(total=config.episodes, desc=f"demos {config.task}", unit="demo", disable=None)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker) as pool:
         while len(kept) < config.episodes:
             if len(failed) > (MAX_ATTEMPTS_PER_DEMO - 1) * config.episodes:
                 raise RuntimeError(

@@ -11,8 +11,6 @@ import json
 import multiprocessing
 import multiprocessing.connection
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -39,6 +37,7 @@ from pretrain.clips.shards import (
     write_json,
 )
 from pretrain.clips.store import read_manifest, scan_tar
+from pretrain.workers import start_worker
 
 # (index of the clip in the store) -> the clip. Must be picklable: it runs in spawned processes.
 GenerateClip = Callable[[int], Clip]
@@ -202,19 +201,7 @@ def _start_worker(generate: GenerateClip, reports: Any) -> None:
     global _worker_generate, _worker_report
     _worker_generate = generate
     _worker_report = partial(reports.put, 1)
-    # Ctrl-C reaches the whole process group; the main process decides what follows.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # One process a core is the parallelism here: the software GL would start threads of its own.
-    os.environ.setdefault("LP_NUM_THREADS", "1")
-    # If the main process is killed, its workers would wait for work for ever.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    threading.Thread(target=_exit_with, args=(parent.sentinel,), daemon=True).start()
-
-
-def _exit_with(sentinel: int) -> None:
-    multiprocessing.connection.wait([sentinel])
-    os._exit(1)
+    start_worker()
 
 
 def _work(unit: _Unit) -> ShardEntry:

@@ -1,11 +1,15 @@
 """Demonstrations: layout, content, resume, damage."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -80,6 +84,31 @@ def test_resumes_from_the_parts_that_are_done(toy_demos: Path, tmp_path: Path, m
             np.testing.assert_array_equal(
                 resumed.array(demo, "obs/images/front"), whole.array(demo, "obs/images/front")
             )
+
+
+def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "egoarm",
+        "demos",
+        "task=toy/reach",
+        "episodes=400",
+        "workers=2",
+        f"out={tmp_path}/d.hdf5",
+    ]
+    main = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = psutil.Process(main.pid)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("d.hdf5.parts/seed-*.hdf5")):
+        assert main.poll() is None and time.monotonic() < deadline
+        time.sleep(0.1)
+    workers = process.children(recursive=True)
+    main.kill()
+    main.wait()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert len(workers) >= 2 and not alive
+    assert not (tmp_path / "d.hdf5").exists()
 
 
 def test_a_finished_file_is_kept_and_another_configuration_refused(
