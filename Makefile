@@ -50,5 +50,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.robots
-	$(PIP) --no-build-isolation -e ".[robots,dev]"
+	$(PIP) --no-build-isolation -e ".[robots,annotate,cluster,dev]"
 	@touch $@
