@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from pretrain.egodtm.video_vit import choose_attention
 from pretrain.zoo.vision_ops import clip_tokenizer, timm_vit
 
 CLIP_VOCABULARY = 49408
@@ -103,6 +104,7 @@ class TextTower(nn.Module):
             # a dozen tokens of 77.
             tokens = tokens[:, : int(end.max()) + 1]
         x = self.token_embedding(tokens) + self.position[: tokens.shape[1]]
+        choose_attention(self.blocks, x)
         for block in self.blocks:
             x = block(x, is_causal=self.config.causal)
         x = self.ln_final(x[torch.arange(len(x), device=x.device), end])

@@ -43,7 +43,7 @@ class PretrainConfig:
         data: directory of a clip store; out: directory of the run.
         seed: of the weights, the order of the clips, the augmentation and the choice of captions.
         overwrite: start again from nothing where `out` holds another run.
-        frames: T; image_size: pixels, null = the size's own; depth_scale: side of the depth map over that of the patch
+        frames: T; image_size: pixels, null = the size's own; stem: see VideoViTConfig; depth_scale: side of the depth map over that of the patch
             grid, null = the size's own.
         joint_dim, temperature, causal_text: of the contrastive head, see EgoDTMConfig and TextConfig.
         depth_weight: weight of the depth loss; 0 trains the no-depth twin, without the decoder.
@@ -60,6 +60,7 @@ class PretrainConfig:
     overwrite: bool = False
     frames: int = 4
     image_size: int | None = None
+    stem: str = "patch"
     depth_scale: int | None = None
     joint_dim: int = 256
     temperature: float = 0.07
@@ -102,7 +103,7 @@ class PretrainConfig:
 
     @property
     def model_config(self) -> EgoDTMConfig:
-        video: dict[str, Any] = {"frames": self.frames}
+        video: dict[str, Any] = {"frames": self.frames, "stem": self.stem}
         if self.image_size is not None:
             video["image_size"] = self.image_size
         decoder = DECODER_SIZES[self.size] | ({} if self.depth_scale is None else {"scale": self.depth_scale})

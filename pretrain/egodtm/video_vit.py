@@ -7,6 +7,8 @@ the table's first row; LayerNorm before and after the blocks; every token attend
 Axes: B batch, T frames, D width, h w patches of a frame, N = T * h * w patch tokens.
 """
 
+import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -18,11 +20,16 @@ from torch import Tensor, nn
 from pretrain.zoo.vision_ops import timm_vit
 
 NORM_EPSILON = 1e-6
+STEMS = ("patch", "conv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoViTConfig:
-    """Size and shape of the video tower; `size` rows of VIDEO_SIZES fill width, layers and heads."""
+    """Size and shape of the video tower; `size` rows of VIDEO_SIZES fill width, layers and heads.
+
+    `stem`: what makes a token of a patch, a row of STEMS. "patch" is the published linear map. "conv" is ours for training
+    from scratch on few samples: 3x3 convolutions of stride 2 (Xiao et al. 2021, arXiv 2106.14881).
+    """
 
     frames: int = 4
     image_size: int = 112
@@ -31,8 +38,13 @@ class VideoViTConfig:
     layers: int = 12
     heads: int = 3
     mlp_ratio: float = 4.0
+    stem: str = "patch"
 
     def __post_init__(self) -> None:
+        if self.stem not in STEMS:
+            raise ValueError(f"video.stem: expected one of {', '.join(STEMS)}, got {self.stem!r}")
+        if self.stem == "conv" and self.patch_size.bit_count() != 1:
+            raise ValueError(f"video.stem=conv: patch_size must be a power of two, got {self.patch_size}")
         for field in ("frames", "image_size", "patch_size", "width", "layers", "heads"):
             if getattr(self, field) < 1:
                 raise ValueError(f"video.{field}: expected at least 1, got {getattr(self, field)}")
@@ -76,7 +88,11 @@ class VideoViT(nn.Module):
         super().__init__()
         self.config = config
         width, side = config.width, config.grid_side
-        self.patch_embed = nn.Linear(3 * config.patch_size**2, width, bias=False)
+        self.patch_embed = (
+            ConvStem(config.patch_size, width)
+            if config.stem == "conv"
+            else nn.Linear(3 * config.patch_size**2, width, bias=False)
+        )
         self.class_token = nn.Parameter(torch.empty(width))
         self.spatial_position = nn.Parameter(torch.empty(1 + side * side, width))
         self.temporal_position = nn.Parameter(torch.empty(config.frames, width))
@@ -98,6 +114,8 @@ class VideoViT(nn.Module):
         training stayed at chance. A random control must start from the same, so it comes from here too.
         """
         for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
@@ -117,14 +135,41 @@ class VideoViT(nn.Module):
 
     def forward(self, video: Float[Tensor, "B T 3 H W"]) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]:
         """Normalised frames (T and H = W as configured) to (class token, patch tokens in frame-major order)."""
-        patches = self.patch_embed(self.patchify(video))
+        patches = self.patch_embed(video if self.config.stem == "conv" else self.patchify(video))
         patches = patches + self.spatial_position[1:] + self.temporal_position[:, None]
         class_token = (self.class_token + self.spatial_position[0]).expand(len(video), 1, -1)
         tokens = self.ln_pre(torch.cat([class_token, patches.flatten(1, 2)], dim=1))
+        choose_attention(self.blocks, tokens)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.ln_post(tokens)
         return tokens[:, 0], tokens[:, 1:]
+
+
+class ConvStem(nn.Module):
+    """log2(patch) 3x3 convolutions of stride 2, each with GroupNorm of one group (the batch does not matter) and ReLU, their
+    width doubling up to D / 2 or more, then a 1x1 convolution to D. A token sees one patch and a rim of its neighbours."""
+
+    def __init__(self, patch: int, width: int) -> None:
+        super().__init__()
+        steps = patch.bit_length() - 1
+        channels = [3, *(max(8, width >> (steps - 1 - i)) for i in range(steps))]
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(channels):
+            layers += [nn.Conv2d(before, after, 3, 2, 1, bias=False), nn.GroupNorm(1, after), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1, bias=False))
+
+    def forward(self, video: Float[Tensor, "B T 3 H W"]) -> Float[Tensor, "B T hw D"]:
+        frames = video.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.layers(frames).flatten(2).transpose(1, 2).unflatten(0, video.shape[:2])
+
+
+def choose_attention(blocks: Iterable[nn.Module], x: Tensor) -> None:
+    """Sets the blocks' attention kernel for this input: fused, but for bf16 training on a CPU, where the backward pass of
+    PyTorch's fused kernel takes several times as long as plain matrix products."""
+    slow = x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
+    for block in blocks:
+        block.attn.fused_attn = not slow
 
 
 def sincos_positions_2d(side: int, width: int, temperature: float = 10000.0) -> Float[Tensor, "hw D"]:
