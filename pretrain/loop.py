@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,12 +155,16 @@ def fit(
     trainer: TrainerConfig,
     directory: Path,
     title: str,
+    milestones: Collection[int] = (),
+    on_milestone: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Trains `model` in place up to trainer.steps, from the newest checkpoint in `directory` if there is one.
 
     Args:
         compute_loss: called with the model as Fabric set it up and a batch on the device.
         load: makes the batch of a list of sample ids; a pure function of them.
+        milestones: steps after which the first process calls `on_milestone`, before that step's checkpoint is written: a
+            run killed in between does it again.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C or a polite kill, after a checkpoint was written.
@@ -204,7 +208,9 @@ def fit(
                 done, elapsed = step + 1, time.monotonic() - began
                 progress = Progress(step=done, wall_time_s=seconds_before + elapsed)
                 last = done == trainer.steps
-                is_due = done % trainer.checkpoint_every == 0 or last or _anyone(fabric, stop.is_set())
+                is_due = (
+                    done % trainer.checkpoint_every == 0 or last or done in milestones or _anyone(fabric, stop.is_set())
+                )
                 if done % trainer.log_every == 0 or is_due:
                     values = {name: float(value) for name, value in scalars.items()}
                     _require_finite(values, step, directory)
@@ -217,6 +223,8 @@ def fit(
                     bar.set_postfix({name: f"{value:.3f}" for name, value in values.items()}, refresh=False)
                 bar.update(1)
                 if is_due:
+                    if done in milestones and fabric.is_global_zero:
+                        on_milestone(progress)
                     if fabric.is_global_zero:
                         checkpoints.save(model, optimizer, progress, _record(plan, step))
                     fabric.barrier()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pretrain.artifact import atomic_write_text, load_artifact, save_artifact
 from pretrain.batches import BatchPlan
-from pretrain.checkpoints import open_run, refuse_foreign, run_lock
+from pretrain.checkpoints import Progress, open_run, refuse_foreign, run_lock
 from pretrain.clips.dataset import ClipDataset
 from pretrain.clips.store import ClipStore, open_store
 from pretrain.egodtm.data import LoadBatch, split_clips
@@ -32,6 +32,7 @@ ENCODER_DIRECTORY = "encoder"
 MODEL_DIRECTORY = "model"
 MODEL_KIND = "egodtm"
 VALIDATION_FILE = "validation.json"
+SNAPSHOTS_DIRECTORY = "snapshots"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,9 @@ class PretrainConfig:
         depth_error, deep_supervision, mask_duplicates: see LossConfig.
         caption_probability: chance that an enriched caption replaces the narration; 0 trains the no-enriched twin.
         val_fraction: share of the clips held out to test against chance at the end; 0 skips that.
+        snapshots: numbers of clips seen, each rounded to whole steps, at which the encoder and the model are also saved,
+            under <out>/snapshots/<clips>, with the validation figures of that moment. The learning rate is wherever its
+            schedule is then.
     """
 
     data: str
@@ -71,6 +75,7 @@ class PretrainConfig:
     mask_duplicates: bool = True
     caption_probability: float = 0.5
     val_fraction: float = 0.1
+    snapshots: tuple[int, ...] = ()
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
@@ -83,10 +88,17 @@ class PretrainConfig:
             raise ValueError(f"size: expected one of {', '.join(VIDEO_SIZES)}, got {self.size!r}")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
+        if any(clips < 1 for clips in self.snapshots):
+            raise ValueError(f"snapshots: expected numbers of clips of at least 1, got {list(self.snapshots)}")
         for name in ("caption_probability", "val_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
         _ = self.loss, self.model_config  # each part says what is wrong with its fields
+
+    @property
+    def snapshot_steps(self) -> dict[int, int]:
+        """Step -> the number of clips it was asked as."""
+        return {max(1, round(clips / self.trainer.batch_size)): clips for clips in self.snapshots}
 
     @property
     def name(self) -> str:
@@ -141,7 +153,14 @@ def run(config: PretrainConfig) -> None:
                 identity,
                 may_differ={"data"} | {f"trainer.{name}" for name in FREE_TRAINER_FIELDS},
                 overwrite=config.overwrite,
-                belongings=(ENCODER_DIRECTORY, MODEL_DIRECTORY, VALIDATION_FILE, "metrics.jsonl", "tensorboard"),
+                belongings=(
+                    ENCODER_DIRECTORY,
+                    MODEL_DIRECTORY,
+                    SNAPSHOTS_DIRECTORY,
+                    VALIDATION_FILE,
+                    "metrics.jsonl",
+                    "tensorboard",
+                ),
             )
             finished = _is_finished(out, config)
             if finished:
@@ -200,6 +219,17 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
             config=loss_config,
         )
 
+    def keep(directory: Path, progress: Progress) -> Validation | None:
+        directory.mkdir(parents=True, exist_ok=True)
+        report = None
+        if len(held_out) >= 2:
+            report = validate(
+                model, loader(train=False), held_out=held_out, train=train_clips, batch_size=trainer.batch_size
+            )
+            atomic_write_text(directory / VALIDATION_FILE, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+        _save(directory, config, model, store, progress)
+        return report
+
     progress = fit(
         fabric=fabric,
         model=model,
@@ -209,17 +239,13 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
         trainer=trainer,
         directory=out,
         title=f"pretrain {config.name}",
+        milestones=config.snapshot_steps,
+        on_milestone=lambda progress: keep(
+            out / SNAPSHOTS_DIRECTORY / str(config.snapshot_steps[progress.step]), progress
+        ),
     )
-    if not fabric.is_global_zero:
-        return
-    report = None
-    if len(held_out) >= 2:
-        report = validate(
-            model, loader(train=False), held_out=held_out, train=train_clips, batch_size=trainer.batch_size
-        )
-        atomic_write_text(out / VALIDATION_FILE, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
-    _save(config, model.cpu(), store, progress.step, progress.wall_time_s)
-    _tell(config, report, progress.wall_time_s)
+    if fabric.is_global_zero:
+        _tell(config, keep(out, progress), progress.wall_time_s)
 
 
 def _frame_rate(store: ClipStore, frames: int) -> float:
@@ -231,18 +257,18 @@ def _frame_rate(store: ClipStore, frames: int) -> float:
     return round((frames - 1) / span, 6) if span > 0 else 0.0
 
 
-def _save(config: PretrainConfig, model: EgoDTM, store: ClipStore, step: int, wall_time_s: float) -> None:
-    out, training = Path(config.out), dataclasses.asdict(config)
+def _save(directory: Path, config: PretrainConfig, model: EgoDTM, store: ClipStore, progress: Progress) -> None:
+    training = dataclasses.asdict(config) | {"snapshots": list(config.snapshots)}
     provenance = make_provenance(
         seed=config.seed,
         parents={},
         data={"clips": store.manifest_sha256},
-        step=step,
-        wall_time_s=wall_time_s,
+        step=progress.step,
+        wall_time_s=progress.wall_time_s,
     )
     # The whole model is for text retrieval and depth; policies need the encoder alone.
     save_artifact(
-        out / MODEL_DIRECTORY,
+        directory / MODEL_DIRECTORY,
         kind=MODEL_KIND,
         name=config.name,
         tensors=model.state_dict(),
@@ -250,7 +276,9 @@ def _save(config: PretrainConfig, model: EgoDTM, store: ClipStore, step: int, wa
         spec=model.encoder().spec.to_json(),
         provenance=provenance,
     )
-    save_encoder(out / ENCODER_DIRECTORY, model.encoder(), name=config.name, provenance=provenance, training=training)
+    save_encoder(
+        directory / ENCODER_DIRECTORY, model.encoder(), name=config.name, provenance=provenance, training=training
+    )
 
 
 def _tell(config: PretrainConfig, report: Validation | None, wall_time_s: float) -> None:
