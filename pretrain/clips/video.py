@@ -28,6 +28,7 @@ VIDEO_MISSING = "video missing"
 VIDEO_UNDECODABLE = "video undecodable"
 VIDEO_TRUNCATED = "video truncated"
 VIDEO_NOT_VIDEO = "file without video"
+VIDEO_UNTIMED = "video without times"
 TIME_OUTSIDE = "time outside the video"
 FRAMES_MISSING = "frames missing in the span"
 
@@ -36,6 +37,8 @@ _NEAR_S = 2.0
 # Containers round timestamps to their ticks (Matroska: 1 ms), the first frame's too, so that frame 2 of a 30 Hz video may be
 # stamped 67 ms, after the 66.7 ms at which it is due. This grace gives the frame that was meant.
 _GRACE_S = 0.0005
+# Codecs that store frames in another order than they are shown in; AVI has no field for the latter.
+_REORDERED_CODECS = ("h264", "hevc")
 # How far before the wanted time the key frame is sought, in turn.
 _SEEK_STEPS_S = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1e6)
 # Packets that say whether the rate is variable, where the container has no index of all frames.
@@ -151,6 +154,10 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoS
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "no stream"
             raise VideoError(path, VIDEO_NOT_VIDEO, f"it holds {kinds}")
         stream = container.streams.video[0]
+        if container.format.name == "avi" and stream.codec_context.name in _REORDERED_CODECS:
+            raise VideoError(
+                path, VIDEO_UNTIMED, "AVI cannot hold the times of such frames; copy it into MP4 from its source"
+            )
         # One process a core is the parallelism here.
         stream.codec_context.thread_count = 1
         yield container, stream
@@ -184,7 +191,8 @@ def _shown_frames(
     try:
         for frame, frame_s in _decode_from(path, container, stream, times_s[0] + _GRACE_S):
             while waiting and frame_s > waiting[-1] + _GRACE_S:
-                assert shown is not None, "the seek landed after the time"
+                if shown is None:
+                    raise VideoError(path, VIDEO_UNDECODABLE, f"the frames before {frame_s:.3f} s cannot be decoded")
                 _check_gap(path, waiting[-1], shown_s, frame_s, max_gap_s)
                 yield waiting.pop(), _sound(path, shown)
             if not waiting:
