@@ -3,20 +3,24 @@
 One shard is one unit of work. A run that is stopped at any moment leaves whole shards, each with its sidecar, and
 temporary files that the next run removes; the same call then goes on with the shards that are not there. A shard that
 was filled only in part because the store ended in it is made anew when the store grows.
+
+A clip that cannot be made (a damaged video, a bad line of annotation) is skipped with a reason, and never silently: the
+manifest counts the reasons, ``skipped.jsonl`` lists the clips, and a run in which too many are skipped stops.
 """
 
 import errno
 import fcntl
+import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,15 @@ from pretrain.clips.codec import decode_clip
 from pretrain.clips.schema import Clip
 from pretrain.clips.shards import (
     MANIFEST_NAME,
+    SKIPPED_NAME,
     ShardEntry,
     ShardWriter,
+    Skipped,
+    atomic_file,
+    count_reasons,
+    dump_skipped,
     make_manifest,
+    parse_skipped,
     remove_temporary_files,
     sha256_file,
     shard_name,
@@ -39,8 +49,13 @@ from pretrain.clips.shards import (
 from pretrain.clips.store import read_manifest, scan_tar
 from pretrain.workers import start_worker
 
-# (index of the clip in the store) -> the clip. Must be picklable: it runs in spawned processes.
-GenerateClip = Callable[[int], Clip]
+# (index of the clip in the store) -> the clip, or why there is none. Must be picklable: it runs in spawned processes.
+GenerateClip = Callable[[int], Clip | Skipped]
+# Told of each clip that is done: the reason why it was skipped, or "" if it was made.
+Report = Callable[[str], None]
+
+# The share of skipped clips says nothing before this many.
+_CLIPS_BEFORE_SHARE = 100
 
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space, or write to another disk with out=",
@@ -52,12 +67,25 @@ _DISK_ERRORS = {
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """What a build did: clips in the store, and how many of them were there before."""
+    """What a build did: clips in the store, how many of them were there before, and how many were skipped by reason."""
 
     clips: int
     kept_clips: int
     shards: int
     bytes: int
+    skipped: dict[str, int]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A shard that is finished: its entry (with 0 clips if it has no tar) and what was skipped in it, by index."""
+
+    entry: ShardEntry
+    skipped: dict[int, Skipped]
+
+    @property
+    def tried(self) -> int:
+        return self.entry.clips + len(self.skipped)
 
 
 def build_store(
@@ -71,23 +99,29 @@ def build_store(
     n_clips: int,
     clips_per_shard: int,
     workers: int = 0,
+    max_skipped_share: float = 1.0,
+    retry_skipped: bool = False,
 ) -> BuildResult:
-    """Makes, continues or checks a store of ``n_clips`` clips.
+    """Makes, continues or checks a store of ``n_clips`` clips, less those that are skipped.
 
     Args:
         directory: where; made if need be.
-        generate: makes the clip of an index; a pure function of the index (it may be called again for the same one).
+        generate: makes the clip of an index, or says why there is none; a pure function of the index (it may be called
+            again for the same one).
         kind: what makes the clips, e.g. "synthetic".
         seed: what ``generate`` was given, for the manifest.
         settings: what else decides the content of the clips; plain JSON. A finished shard is kept only if they are equal.
         versions: versions of the packages that decide the content.
-        n_clips: clips in the finished store.
-        clips_per_shard: clips in each shard but the last.
+        n_clips: clips to try; as many as are in the finished store if none is skipped.
+        clips_per_shard: clips tried for each shard but the last.
         workers: processes; 0 = one a core; 1 = none but this one.
+        max_skipped_share: the run stops when more than this share of the clips tried is skipped, looked at from the
+            100th clip on.
+        retry_skipped: make those finished shards again in which clips were skipped.
 
     Raises:
         ValueError: the directory holds a store made with other settings or more clips, another run writes to it, the disk
-            is full, or a clip is wrong; what was finished is kept.
+            is full, a clip is wrong, or too many clips (or all) are skipped; what was finished is kept.
         RuntimeError: a worker process died.
     """
     identity = {
@@ -102,26 +136,88 @@ def build_store(
         directory.mkdir(parents=True, exist_ok=True)
         with _exclusive(directory):
             remove_temporary_files(directory)
-            found = _find_entries(directory, identity)
+            found = _find_done(directory, identity)
             _check_growth(directory, found, plan, n_clips)
-            kept = {index: entry for index, entry in found.items() if _is_whole(directory, entry, plan[index])}
-            kept_clips = sum(entry.clips for entry in kept.values())
+            kept = {
+                index: done
+                for index, done in found.items()
+                if _is_whole(directory, done, plan[index]) and not (retry_skipped and done.skipped)
+            }
+            kept_clips = sum(done.entry.clips for done in kept.values())
             if (directory / MANIFEST_NAME).exists():
                 if len(kept) == len(plan):
-                    return _result(list(kept.values()), kept_clips)
+                    return _result(kept, kept_clips)
                 _reopen(directory, kept, identity)
             missing = [
                 _Unit(directory, i, i * clips_per_shard, plan[i], identity) for i in range(len(plan)) if i not in kept
             ]
-            made = _make_shards(missing, generate, workers, n_clips=n_clips, kept_clips=kept_clips)
-            entries = [entry for _, entry in sorted({**kept, **made}.items())]
-            first_clip = _read_first(directory / entries[0].name)
-            write_json(
-                directory / MANIFEST_NAME, make_manifest(identity=identity, entries=entries, first_clip=first_clip)
+            made = _make_shards(missing, generate, workers, _Tally(directory, n_clips, kept, max_skipped_share))
+            finished = dict(sorted({**kept, **made}.items()))
+            _finish(directory, finished, identity)
+    return _result(finished, kept_clips)
+
+
+def _finish(directory: Path, finished: dict[int, _Done], identity: dict[str, Any]) -> None:
+    """Writes the manifest, and before it the list of the skipped clips."""
+    entries = [done.entry for done in finished.values() if done.entry.clips]
+    skipped = _all_skipped(finished)
+    if not entries:
+        raise ValueError(
+            f"{directory}: all {len(skipped)} clips were skipped, so there is no store: {_commonest(count_reasons(skipped.values()))}"
+        )
+    if skipped:
+        with atomic_file(directory / SKIPPED_NAME) as file:
+            file.write(dump_skipped(skipped))
+    else:
+        (directory / SKIPPED_NAME).unlink(missing_ok=True)
+    first_clip = _read_first(directory / entries[0].name)
+    write_json(
+        directory / MANIFEST_NAME,
+        make_manifest(identity=identity, entries=entries, first_clip=first_clip, skipped=skipped),
+    )
+    for index in finished:
+        sidecar_path(directory, index).unlink(missing_ok=True)
+
+
+def _all_skipped(done: dict[int, _Done]) -> dict[int, Skipped]:
+    return {index: one for shard in done.values() for index, one in shard.skipped.items()}
+
+
+class _Tally:
+    """Counts the clips that are done, on the screen and against the share that may be skipped."""
+
+    def __init__(self, directory: Path, n_clips: int, kept: dict[int, _Done], max_skipped_share: float) -> None:
+        self._directory, self._max_share = directory, max_skipped_share
+        self._tried = sum(done.tried for done in kept.values())
+        self._reasons = Counter(count_reasons(_all_skipped(kept).values()))
+        self._bar = tqdm(
+            total=n_clips, initial=self._tried, unit="clip", desc="clips", disable=None, smoothing=0.1
+        )  # fmt: skip
+
+    def __enter__(self) -> "_Tally":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, reason: str) -> None:
+        self._tried += 1
+        self._bar.update()
+        if not reason:
+            return
+        self._reasons[reason] += 1
+        n_skipped = self._reasons.total()
+        self._bar.set_postfix_str(f"{n_skipped} skipped", refresh=False)
+        if self._tried >= _CLIPS_BEFORE_SHARE and n_skipped > self._max_share * self._tried:
+            raise ValueError(
+                f"{self._directory}: {n_skipped} of the first {self._tried} clips were skipped, more than "
+                f"max_skipped_share={self._max_share:g} allows: {_commonest(self._reasons)}; mend that, or "
+                "allow more; finished shards are kept and the same command goes on from there"
             )
-            for index in range(len(entries)):
-                sidecar_path(directory, index).unlink(missing_ok=True)
-    return _result(entries, kept_clips)
+
+
+def _commonest(reasons: Counter[str] | dict[str, int]) -> str:
+    return ", ".join(f"{reason} ({count})" for reason, count in Counter(reasons).most_common(3))
 
 
 @dataclass(frozen=True)
@@ -135,29 +231,43 @@ class _Unit:
     identity: dict[str, Any]
 
 
-def _make_shard(unit: _Unit, generate: GenerateClip, report: Callable[[], None]) -> ShardEntry:
-    with ShardWriter(unit.directory / shard_name(unit.index)) as writer:
+def _make_shard(unit: _Unit, generate: GenerateClip, report: Report) -> _Done:
+    skipped: dict[int, Skipped] = {}
+    path = unit.directory / shard_name(unit.index)
+    with ShardWriter(path) as writer:
         for index in range(unit.first_clip, unit.first_clip + unit.clips):
-            writer.write(generate(index))
-            report()
+            clip = generate(index)
+            if isinstance(clip, Skipped):
+                skipped[index] = clip
+                report(clip.reason)
+            else:
+                writer.write(clip)
+                report("")
     assert writer.entry is not None
-    write_json(sidecar_path(unit.directory, unit.index), {"shard": asdict(writer.entry), **unit.identity})
-    return writer.entry
+    done = _Done(writer.entry, skipped)
+    if not done.entry.clips:
+        done = _Done(_no_tar(unit.index), skipped)
+        path.unlink()
+    _write_sidecar(unit.directory, unit.index, done, unit.identity)
+    return done
 
 
-def _make_shards(
-    units: list[_Unit], generate: GenerateClip, workers: int, *, n_clips: int, kept_clips: int
-) -> dict[int, ShardEntry]:
+def _write_sidecar(directory: Path, index: int, done: _Done, identity: dict[str, Any]) -> None:
+    lines = dump_skipped(done.skipped).decode()
+    write_json(sidecar_path(directory, index), {"shard": asdict(done.entry), "skipped": lines, **identity})
+
+
+def _make_shards(units: list[_Unit], generate: GenerateClip, workers: int, tally: _Tally) -> dict[int, _Done]:
     workers = min(workers or len(os.sched_getaffinity(0)), len(units))
-    with tqdm(total=n_clips, initial=kept_clips, unit="clip", desc="clips", disable=None, smoothing=0.1) as progress:
+    with tally:
         if workers <= 1:
-            return {unit.index: _make_shard(unit, generate, progress.update) for unit in units}
-        return _make_shards_in_processes(units, generate, workers, progress)
+            return {unit.index: _make_shard(unit, generate, tally) for unit in units}
+        return _make_shards_in_processes(units, generate, workers, tally)
 
 
 def _make_shards_in_processes(
-    units: list[_Unit], generate: GenerateClip, workers: int, progress: "tqdm[Any]"
-) -> dict[int, ShardEntry]:
+    units: list[_Unit], generate: GenerateClip, workers: int, tally: _Tally
+) -> dict[int, _Done]:
     # Spawned and not forked: a GL context or a thread pool of this process would not survive a fork.
     context = multiprocessing.get_context("spawn")
     reports = context.SimpleQueue()
@@ -165,16 +275,16 @@ def _make_shards_in_processes(
     executor = ProcessPoolExecutor(workers, context, _start_worker, (generate, reports))
     try:
         units_of = {executor.submit(_work, unit): unit for unit in units}
-        made: dict[int, ShardEntry] = {}
-        waiting: set[Future[ShardEntry]] = set(units_of)
+        made: dict[int, _Done] = {}
+        waiting: set[Future[_Done]] = set(units_of)
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             while not reports.empty():
-                progress.update(reports.get())
+                tally(reports.get())
             for future in done:
                 made[units_of[future].index] = future.result()
         while not reports.empty():
-            progress.update(reports.get())
+            tally(reports.get())
         executor.shutdown()
         return made
     except BrokenProcessPool:
@@ -194,33 +304,57 @@ def _make_shards_in_processes(
 
 
 _worker_generate: GenerateClip | None = None
-_worker_report: Callable[[], None] | None = None
+_worker_report: Report | None = None
 
 
 def _start_worker(generate: GenerateClip, reports: Any) -> None:
     global _worker_generate, _worker_report
     _worker_generate = generate
-    _worker_report = partial(reports.put, 1)
+    _worker_report = reports.put
     start_worker()
 
 
-def _work(unit: _Unit) -> ShardEntry:
+def _work(unit: _Unit) -> _Done:
     assert _worker_generate is not None and _worker_report is not None
     return _make_shard(unit, _worker_generate, _worker_report)
 
 
-def _find_entries(directory: Path, identity: dict[str, Any]) -> dict[int, ShardEntry]:
+def _find_done(directory: Path, identity: dict[str, Any]) -> dict[int, _Done]:
     """The shards that are said to be finished, by index. Raises ValueError if they were made in another way."""
-    found: dict[int, ShardEntry] = {}
+    found: dict[int, _Done] = {}
     if (directory / MANIFEST_NAME).exists():
         manifest, entries, _ = read_manifest(directory)
         _check_identity(directory, manifest, identity)
-        found.update(enumerate(entries))
+        found = {_shard_index(entry.name): _Done(entry, {}) for entry in entries}
+        for index, one in _read_skipped(directory, manifest).items():
+            shard = index // identity["clips_per_shard"]
+            found.setdefault(shard, _Done(_no_tar(shard), {})).skipped[index] = one
     for path in sorted(directory.glob("shard-*.json")):
         sidecar = json.loads(path.read_bytes())
         _check_identity(directory, sidecar, identity)
-        found[int(path.stem.removeprefix("shard-"))] = ShardEntry(**sidecar["shard"])
+        # A sidecar of an older EgoArm says nothing of skipped clips: there were none.
+        skipped = parse_skipped(sidecar.get("skipped", "").encode())
+        found[_shard_index(path.name)] = _Done(ShardEntry(**sidecar["shard"]), skipped)
     return found
+
+
+def _shard_index(name: str) -> int:
+    return int(Path(name).stem.removeprefix("shard-"))
+
+
+def _no_tar(index: int) -> ShardEntry:
+    return ShardEntry(name=shard_name(index), sha256="", bytes=0, clips=0, duration_s=0.0)
+
+
+def _read_skipped(directory: Path, manifest: dict[str, Any]) -> dict[int, Skipped]:
+    """What was skipped in a finished store. If its list is lost or altered, the shards concerned are made again."""
+    if "skipped" not in manifest:
+        return {}
+    try:
+        data = (directory / SKIPPED_NAME).read_bytes()
+    except FileNotFoundError:
+        return {}
+    return parse_skipped(data) if hashlib.sha256(data).hexdigest() == manifest["skipped_sha256"] else {}
 
 
 def _check_identity(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
@@ -244,29 +378,27 @@ def _differences(old: Any, new: dict[str, Any], prefix: str) -> list[str]:
     return lines
 
 
-def _check_growth(directory: Path, found: dict[int, ShardEntry], plan: list[int], n_clips: int) -> None:
-    if any(index >= len(plan) or entry.clips > plan[index] for index, entry in found.items()):
-        clips = sum(entry.clips for entry in found.values())
+def _check_growth(directory: Path, found: dict[int, _Done], plan: list[int], n_clips: int) -> None:
+    if any(index >= len(plan) or done.tried > plan[index] for index, done in found.items()):
+        clips = sum(done.tried for done in found.values())
         raise ValueError(
             f"{directory} already holds {clips} clips, more than n={n_clips}: a store can grow but not shrink; "
             "give a larger n, choose another out=, or delete that directory"
         )
 
 
-def _is_whole(directory: Path, entry: ShardEntry, clips: int) -> bool:
+def _is_whole(directory: Path, done: _Done, clips: int) -> bool:
+    entry = done.entry
     path = directory / entry.name
-    return (
-        entry.clips == clips
-        and path.is_file()
-        and path.stat().st_size == entry.bytes
-        and sha256_file(path) == entry.sha256
+    return done.tried == clips and (
+        not entry.clips or (path.is_file() and path.stat().st_size == entry.bytes and sha256_file(path) == entry.sha256)
     )
 
 
-def _reopen(directory: Path, kept: dict[int, ShardEntry], identity: dict[str, Any]) -> None:
+def _reopen(directory: Path, kept: dict[int, _Done], identity: dict[str, Any]) -> None:
     """Turns a finished store back into one in the making: first the sidecars, so that no moment loses the shards."""
-    for index, entry in kept.items():
-        write_json(sidecar_path(directory, index), {"shard": asdict(entry), **identity})
+    for index, done in kept.items():
+        _write_sidecar(directory, index, done, identity)
     (directory / MANIFEST_NAME).unlink()
     sync_directory(directory)
 
@@ -278,12 +410,14 @@ def _read_first(path: Path) -> Clip:
     return decode_clip(first.key, members.__getitem__, tuple(members))
 
 
-def _result(entries: list[ShardEntry], kept_clips: int) -> BuildResult:
+def _result(done: dict[int, _Done], kept_clips: int) -> BuildResult:
+    entries = [one.entry for one in done.values()]
     return BuildResult(
         clips=sum(entry.clips for entry in entries),
         kept_clips=kept_clips,
-        shards=len(entries),
+        shards=sum(entry.clips > 0 for entry in entries),
         bytes=sum(entry.bytes for entry in entries),
+        skipped=count_reasons(_all_skipped(done).values()),
     )
 
 

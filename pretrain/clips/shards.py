@@ -1,7 +1,8 @@
 """Writing shards: whole or not at all, and the same bytes for the same clips.
 
 A store is a directory of ``shard-000000.tar``, ... and a ``manifest.json`` that is written last, so a directory with a
-manifest is a finished store. While it is being made, each finished shard has a sidecar ``shard-000000.json`` that says
+manifest is a finished store. Clips that could not be made are counted in the manifest by reason and listed in
+``skipped.jsonl``; a shard of which no clip could be made has no tar and is not in the manifest's list. While it is being made, each finished shard has a sidecar ``shard-000000.json`` that says
 which generator, settings and package versions made it; the manifest then takes its place.
 """
 
@@ -10,7 +11,8 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from pretrain.clips.schema import Clip
 FORMAT = "egoarm-clips"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+SKIPPED_NAME = "skipped.jsonl"
 # pretrain.artifact has atomic writes too, but brings in torch, which would cost each worker process seconds and memory.
 _TEMPORARY_PREFIX = ".egoarm-tmp-"
 
@@ -43,6 +46,23 @@ class ShardEntry:
     bytes: int
     clips: int
     duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A clip that could not be made, and why.
+
+    Attributes:
+        key: the clip's key, or what it would have been; empty where not even that could be read.
+        source: where it comes from: a video or a place in an annotation file.
+        reason: a few words, the same for all clips with this fault; they are counted.
+        detail: what was found, in a line.
+    """
+
+    key: str
+    source: str
+    reason: str
+    detail: str = ""
 
 
 def shard_name(index: int) -> str:
@@ -105,15 +125,19 @@ class ShardWriter:
         self._context.__exit__(error_type, error, traceback)
 
 
-def make_manifest(*, identity: dict[str, Any], entries: list[ShardEntry], first_clip: Clip) -> dict[str, Any]:
+def make_manifest(
+    *, identity: dict[str, Any], entries: list[ShardEntry], first_clip: Clip, skipped: dict[int, Skipped] | None = None
+) -> dict[str, Any]:
     """The manifest of a finished store. Holds no times, host or paths: the same store gives the same bytes.
 
     Args:
         identity: what decides the content: kind, seed, clips_per_shard, generator settings and package versions.
         entries: the shards in order.
         first_clip: a whole clip, for the shapes that ``modalities`` lists; other clips may differ in length.
+        skipped: by index, the clips that could not be made; the manifest gets their number by reason, and the sha256 of
+            the ``skipped.jsonl`` that lists them. Without any, it says nothing of them.
     """
-    return {
+    manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         **identity,
@@ -126,6 +150,28 @@ def make_manifest(*, identity: dict[str, Any], entries: list[ShardEntry], first_
         },
         "shards": [asdict(entry) for entry in entries],
     }
+    if skipped:
+        manifest["skipped"] = count_reasons(skipped.values())
+        manifest["skipped_sha256"] = hashlib.sha256(dump_skipped(skipped)).hexdigest()
+    return manifest
+
+
+def count_reasons(skipped: Iterable[Skipped]) -> dict[str, int]:
+    """How many clips were skipped for each reason, the commonest first."""
+    counts = Counter(one.reason for one in skipped)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def dump_skipped(skipped: dict[int, Skipped]) -> bytes:
+    """One JSON object a line, by index of the clip."""
+    lines = [json.dumps({"index": index, **asdict(one)}, ensure_ascii=False) for index, one in sorted(skipped.items())]
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+def parse_skipped(data: bytes) -> dict[int, Skipped]:
+    """The inverse of :func:`dump_skipped`."""
+    rows = [json.loads(line) for line in data.splitlines()]
+    return {row.pop("index"): Skipped(**row) for row in rows}
 
 
 def describe_modalities(clip: Clip) -> dict[str, dict[str, Any]]:

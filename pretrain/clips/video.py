@@ -213,6 +213,7 @@ def _shown_frames(
                     path, VIDEO_TRUNCATED, f"its frames end at {end_s:.3f} s, before {time_s:.3f} s; it states {stated_s:.3f} s"
                 )  # fmt: skip
             raise VideoError(path, TIME_OUTSIDE, f"{time_s:.3f} s is after its end at {end_s:.3f} s")
+        _check_gap(path, time_s, shown_s, end_s, max_gap_s)
         yield time_s, _sound(path, shown)
 
 
