@@ -15,7 +15,7 @@ plain to see: a fact that is left out costs little, a wrong one teaches a model 
   surface must all go the same way, so a door that opens, a tilted cup or a half-hidden box says nothing.
 - "relation": frame, subject, subject_id, relation, object, object_id, margin ("left of", "right of": pixels between the
   middles; else metres, or with "unit" a share of the range of relative inverse depth). At the first and the last frame in
-  which both are seen. Hands (ids 1 and 2) are only left or right of things.
+  which both are seen, if these are in the first and the last third of the clip ("when": "first", "last"). Hands (ids 1 and 2) are only left or right of things.
 
 A thing is called by its track's label. Where the label says nothing, and it is the only thing that a hand touches, it gets
 the narration's first noun phrase; else it is "object".
@@ -276,7 +276,10 @@ def _all_relations(surfaces: Surfaces, names: dict[int, str], margins: Margins) 
         if names[one.id] == names[other.id]:
             continue  # a sentence could not tell them apart
         seen = frames_seen((one, other), margins.seen_pixels)
-        for frame in dict.fromkeys((seen[0], seen[-1]) if seen else ()):
+        frames = len(one.masks)
+        for frame, when in zip(seen[:1] + seen[-1:], ("first", "last"), strict=False):
+            if when_of(frame, frames) != when:
+                continue  # neither the start nor the end of the clip
             for relation, margin, unit in relations_at(surfaces, one, other, frame, margins):
                 yield {
                     "type": "relation",
@@ -287,7 +290,14 @@ def _all_relations(surfaces: Surfaces, names: dict[int, str], margins: Margins) 
                     "object": names[other.id],
                     "object_id": other.id,
                     "margin": round(margin, 4),
+                    "when": when,
                 } | ({"unit": unit} if unit else {})
+
+
+def when_of(frame: int, frames: int) -> str:
+    """Whether a caption may speak of a frame as of the start ("first", the first third) or the end ("last", the last third)
+    of the clip; "" = neither."""
+    return "first" if 3 * frame < frames else "last" if 3 * frame >= 2 * frames else ""
 
 
 def relations_at(
