@@ -113,10 +113,13 @@ _OWNER = r"(?:the|a|an|his|her|their|its|some)"
 _NEUTRAL = frozenset({"and", "then", "while", "the", "a", "an", "as", "@c", "@n", "who", "he", "she", "they", "also"})
 # Words that state something; where they are not part of a form, the sentence is not understood.
 _STATING = frozenset(
-    "left right up down above below under over beside behind near nearer nearest far farther further close closer away "
-    "towards toward touch touches touching hold holds holding grasp grasps grip grips approach approaches approaching "
-    "retreat retreats moves moved lifts lifted raises lowers cm m metres meters centimetres degrees one two three four "
-    "five both no not never without first last before after start end than front between it them".split()
+    re.findall(
+        r"\w+",
+        "left right up down above below under over beside behind near nearer nearest far farther further close closer "
+        "away towards toward touch touches touching hold holds holding grasp grasps grip grips approach approaches "
+        "approaching retreat retreats moves moved lifts lifted raises lowers cm m metres meters centimetres degrees one "
+        "two three four five both no not never without first last before after start end than front between it them",
+    )
 )
 
 
@@ -282,8 +285,7 @@ def _refuse_leftovers(text: str, vocabulary: Vocabulary) -> None:
             if (
                 re.fullmatch(r"@[LRB]|@first|@last", word)
                 or word.strip("'\"()") in _STATING
-                or re.search(r"\d", word)
-                and not word.startswith("@")
+                or (re.search(r"\d", word) and not word.startswith("@"))
             ):
                 raise Unreadable("not understood", f"{word!r} in {clause.strip()!r}")
             if word.startswith("@") or word in _NEUTRAL or _stem(word) in vocabulary.words:

@@ -9,7 +9,9 @@ from typing import Any
 from pretrain.annotate.checker import check_caption
 from pretrain.annotate.facts import spatial_facts
 from pretrain.annotate.records import Captions, CaptionWriter, Scene, StageFailed
-from pretrain.annotate.writers import WriterConfig, make_writer
+from pretrain.annotate.writers import CAPTION_WRITERS, WriterConfig, make_writer
+
+__all__ = ["CAPTION_WRITERS", "NoCaption", "WriterConfig", "caption_scene", "make_writer"]
 
 FELL_BACK = "written by the grammar instead"
 

@@ -73,6 +73,14 @@ class WriterConfig:
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s={self.timeout_s}: expected seconds above 0")
 
+    @classmethod
+    def from_settings(cls, settings: Mapping[str, Any]) -> WriterConfig:
+        """From the settings of `egoarm annotate`: its `writer`, if it has one, and its own names for some fields."""
+        own = {"generate_weights": "caption_weights", "server_url": "base_url", "server_model": "model_name",
+               "server_timeout_s": "timeout_s", "device": "device"}  # fmt: skip
+        values = {field: settings[name] for name, field in own.items() if settings.get(name) is not None}
+        return cls(**{**values, **(settings.get("writer") or {})})
+
 
 class Prompt:
     """The two prompt files.
@@ -329,12 +337,12 @@ CAPTION_WRITERS: dict[str, Callable[[WriterConfig], CaptionWriter]] = {
 }
 
 
-def make_writer(name: str, config: WriterConfig) -> CaptionWriter:
-    """The writer of a name in CAPTION_WRITERS.
+def make_writer(name: str, config: WriterConfig | Mapping[str, Any]) -> CaptionWriter:
+    """The writer of a name in CAPTION_WRITERS, from its own config or from the settings of `egoarm annotate`.
 
     Raises:
         ValueError: an unknown name, or a setting that this writer needs is missing.
     """
     if name not in CAPTION_WRITERS:
         raise ValueError(f"generate={name}: expected one of {', '.join(CAPTION_WRITERS)}")
-    return CAPTION_WRITERS[name](config)
+    return CAPTION_WRITERS[name](config if isinstance(config, WriterConfig) else WriterConfig.from_settings(config))
