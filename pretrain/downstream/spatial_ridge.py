@@ -16,6 +16,7 @@ from sklearn.model_selection import KFold
 # In units of the mean variance of a row: features are standardised and the Gram matrix divided by their number.
 LAMBDAS = np.logspace(-4, 4, 17)
 
+LEAST_DEVIATION = 0.1
 _COLUMNS_AT_ONCE = 8192
 _PCA_ROWS = 40_000
 
@@ -37,19 +38,21 @@ def fold_of_groups(groups: int, folds: int, seed: int) -> Int64[np.ndarray, " gr
 def standardised_gram(features: Float[np.ndarray, "n P"], train: Bool[np.ndarray, " n"]) -> Float64[np.ndarray, "n n"]:
     """Inner products of all rows, features centred and scaled by the training rows' means and deviations, over P.
 
-    A feature that is constant over the training rows is left out.
+    A deviation counts as at least LEAST_DEVIATION of the features' median one: a place that is black in all but a few scenes
+    would else speak louder than all others in a scene where it is not.
     """
     rows, width = features.shape
     gram = np.zeros((rows, rows))
-    used = 0
-    for first in range(0, width, _COLUMNS_AT_ONCE):
-        block = features[:, first : first + _COLUMNS_AT_ONCE].astype(np.float32)
-        mean, deviation = block[train].mean(axis=0), block[train].std(axis=0)
-        varies = deviation > 1e-6 * (np.abs(mean) + 1e-12)
-        block = (block[:, varies] - mean[varies]) / deviation[varies]
-        gram += block @ block.T
-        used += int(varies.sum())
-    return gram / max(used, 1)
+    mean, deviation = np.empty(width, np.float32), np.empty(width, np.float32)
+    blocks = [slice(first, first + _COLUMNS_AT_ONCE) for first in range(0, width, _COLUMNS_AT_ONCE)]
+    for block in blocks:
+        seen = features[train, block].astype(np.float32)
+        mean[block], deviation[block] = seen.mean(axis=0), seen.std(axis=0)
+    scale = np.maximum(deviation, max(LEAST_DEVIATION * float(np.median(deviation)), 1e-12))
+    for block in blocks:
+        scaled = (features[:, block].astype(np.float32) - mean[block]) / scale[block]
+        gram += scaled @ scaled.T
+    return gram / width
 
 
 def reduce_channels(

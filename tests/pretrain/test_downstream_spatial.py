@@ -90,9 +90,12 @@ def test_gram_is_of_features_standardised_on_the_training_rows(regression, monke
     features, _, _ = regression
     monkeypatch.setattr("pretrain.downstream.spatial_ridge._COLUMNS_AT_ONCE", 16)
     features = np.concatenate([features, np.full((ROWS, 1), 7.0)], axis=1)
+    features[-1, -1] = 8.0  # constant but for a test row
     train = np.arange(ROWS) < 30
-    scaled = (features - features[train].mean(axis=0)) / np.maximum(features[train].std(axis=0), 1e-9)
-    expected = scaled[:, :WIDTH] @ scaled[:, :WIDTH].T / WIDTH
+    deviation = features[train].std(axis=0)
+    deviation = np.maximum(deviation, 0.1 * np.median(deviation))
+    scaled = (features - features[train].mean(axis=0)) / deviation
+    expected = scaled @ scaled.T / (WIDTH + 1)
     np.testing.assert_allclose(standardised_gram(features, train), expected, rtol=1e-4, atol=1e-4)
 
 
