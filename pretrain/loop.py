@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class TrainerConfig:
     Attributes:
         steps: optimizer steps; 0 saves the network as it is initialised.
         batch_size: clips a step, over all processes together.
+        micro_batch: clips a process holds in memory at a time, for the same loss and gradient at the price of a second
+            forward pass of the towers; 0 = all of its share at once.
         learning_rate: its peak, after `warmup_steps` of linear rise; then a cosine down to `final_learning_rate`.
         weight_decay: on matrices only, not on biases, norms, positions and embeddings of single tokens.
         gradient_clip: largest norm of the gradient; 0 = no clipping.
@@ -50,6 +53,7 @@ class TrainerConfig:
 
     steps: int = 2000
     batch_size: int = 32
+    micro_batch: int = 0
     learning_rate: float = 5e-4
     final_learning_rate: float = 1e-6
     warmup_steps: int = 100
@@ -70,7 +74,8 @@ class TrainerConfig:
     log_every: int = 10
 
     def __post_init__(self) -> None:
-        at_least = {"steps": 0, "warmup_steps": 0, "threads": 0, "workers": 0, "gradient_clip": 0, "weight_decay": 0}
+        at_least: dict[str, int] = dict.fromkeys(("steps", "warmup_steps", "threads", "workers", "micro_batch"), 0)
+        at_least |= dict.fromkeys(("gradient_clip", "weight_decay"), 0)
         at_least |= dict.fromkeys(("batch_size", "devices", "num_nodes", "prefetch", "keep_checkpoints"), 1)
         at_least |= dict.fromkeys(("checkpoint_every", "log_every"), 1)
         for field, least in at_least.items():
@@ -103,6 +108,8 @@ class TrainerConfig:
 
 # (model as set up for training, batch on the device) -> (loss, scalars to log)
 ComputeLoss = Callable[[nn.Module, dict[str, Any]], tuple[Tensor, Mapping[str, Tensor]]]
+# (the processes, model as set up for training, batch as loaded) -> scalars to log; leaves the step's gradients in the model
+BackwardPass = Callable[[Fabric, nn.Module, dict[str, Any]], Mapping[str, Tensor]]
 
 
 def make_fabric(trainer: TrainerConfig) -> Fabric:
@@ -150,6 +157,7 @@ def fit(
     fabric: Fabric,
     model: nn.Module,
     compute_loss: ComputeLoss,
+    backward: BackwardPass | None = None,
     load: LoadBatch,
     plan: BatchPlan,
     trainer: TrainerConfig,
@@ -162,6 +170,7 @@ def fit(
 
     Args:
         compute_loss: called with the model as Fabric set it up and a batch on the device.
+        backward: in place of compute_loss and its plain backward pass, where trainer.micro_batch asks for one.
         load: makes the batch of a list of sample ids; a pure function of them.
         milestones: steps after which the first process calls `on_milestone`, before that step's checkpoint is written: a
             run killed in between does it again.
@@ -170,6 +179,11 @@ def fit(
         KeyboardInterrupt: on Ctrl-C or a polite kill, after a checkpoint was written.
         RuntimeError: the loss is not finite.
     """
+    if trainer.micro_batch and backward is None:
+        raise ValueError(
+            f"trainer.micro_batch={trainer.micro_batch}: {title} trains on whole batches only; set it to 0"
+        )
+    backward = backward or partial(_plain_backward, compute_loss)
     checkpoints = Checkpoints(directory, keep=trainer.keep_checkpoints)
     model.to(fabric.device)
     optimizer = make_optimizer(model, trainer)
@@ -198,9 +212,8 @@ def fit(
                 torch.manual_seed(_step_seed(plan.seed, step, fabric.global_rank))
                 for group in optimizer.param_groups:
                     group["lr"] = trainer.learning_rate_at(step)
-                loss, scalars = compute_loss(wrapped, fabric.to_device(batch))
                 wrapped_optimizer.zero_grad(set_to_none=True)
-                fabric.backward(loss)
+                scalars = backward(fabric, wrapped, batch)
                 if trainer.gradient_clip:
                     norm = fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=trainer.gradient_clip)
                     scalars = {**scalars, "gradient_norm": norm if isinstance(norm, Tensor) else torch.zeros(())}
@@ -235,6 +248,14 @@ def fit(
         if metrics is not None:
             metrics.close()
     return progress
+
+
+def _plain_backward(
+    compute_loss: ComputeLoss, fabric: Fabric, wrapped: nn.Module, batch: dict[str, Any]
+) -> Mapping[str, Tensor]:
+    loss, scalars = compute_loss(wrapped, fabric.to_device(batch))
+    fabric.backward(loss)
+    return scalars
 
 
 class _LazyPlans(Sequence[list[tuple[int, int]]]):

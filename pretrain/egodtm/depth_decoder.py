@@ -7,6 +7,7 @@ Axes: B batch, T frames, Q queries, C channels, N = T * h * w memory tokens, H W
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -35,6 +36,13 @@ class DepthDecoderConfig:
             raise ValueError(f"decoder.width: {self.width} must be a multiple of 4 and of heads {self.heads}")
         if self.scale not in (1, 2, 4, 8):
             raise ValueError(f"decoder.scale: expected 1, 2, 4 or 8, got {self.scale}")
+
+
+class Readings(NamedTuple):
+    """What the queries say after each stage: a mask embedding each (where), a bin centre each (how near)."""
+
+    embeddings: Float[Tensor, "S B Q C"]
+    centres: Float[Tensor, "S B Q"]
 
 
 class DecoderLayer(nn.Module):
@@ -97,27 +105,35 @@ class DepthDecoder(nn.Module):
         all_stages: bool = True,
     ) -> Float[Tensor, "S B T H W"]:
         """Inverse depth, near = large. With `all_stages` off only the last stage is made (S = 1)."""
+        return paint(self.read(memory, all_stages=all_stages), mask_features)
+
+    def read(self, memory: Float[Tensor, "B N C"], *, all_stages: bool = True) -> Readings:
+        """The queries' readings at each stage, or at the last alone; painting them on mask features gives depth."""
         queries = self.query_content.expand(len(memory), -1, -1)
-        stages = [self._predict(queries, mask_features)] if all_stages else []
-        for index, layer in enumerate(self.layers):
+        read = [queries]
+        for layer in self.layers:
             queries = layer(queries, self.query_position, memory)
-            if all_stages or index == len(self.layers) - 1:
-                stages.append(self._predict(queries, mask_features))
-        return torch.stack(stages)
-
-    def _predict(
-        self, queries: Float[Tensor, "B Q C"], mask_features: Float[Tensor, "B T C H W"]
-    ) -> Float[Tensor, "B T H W"]:
-        queries = self.head_norm(queries)
-        _, centres = bin_edges_and_centres(self.bin_head(queries).squeeze(-1))
-        pixels = mask_features.flatten(3)  # [B, T, C, HW]
-        logits = self.mask_embed(queries).unsqueeze(1) @ pixels  # [B, T, Q, HW]
-        return compose_depth(logits, centres).unflatten(-1, mask_features.shape[-2:])
+            read.append(queries)
+        stages = self.head_norm(torch.stack(read if all_stages else read[-1:]))
+        raw = self.bin_head(stages).squeeze(-1)
+        return Readings(self.mask_embed(stages), bin_edges_and_centres(raw)[1])
 
 
-def bin_edges_and_centres(raw: Float[Tensor, "B Q"]) -> tuple[Float[Tensor, "B Q1"], Float[Tensor, "B Q"]]:
+def paint(readings: Readings, mask_features: Float[Tensor, "B T C H W"]) -> Float[Tensor, "S B T H W"]:
+    """Inverse depth of every stage on mask features that are held whole, as the authors do."""
+    pixels = mask_features.flatten(3)  # [B, T, C, HW]
+    stages = [
+        compose_depth(embeddings.unsqueeze(1) @ pixels, centres)
+        for embeddings, centres in zip(readings.embeddings, readings.centres, strict=True)
+    ]
+    return torch.stack(stages).unflatten(-1, mask_features.shape[-2:])
+
+
+def bin_edges_and_centres(
+    raw: Float[Tensor, "*B Q"],
+) -> tuple[Float[Tensor, "*B Q1"], Float[Tensor, "*B Q"]]:
     """Adaptive bins of [0, 1] (AdaBins, equations 1 and 2, with a range of one): widths relu(raw) + 0.1 normalised to
-    sum to 1, edges [B, Q + 1] their running sum from 0, centres the middles of the bins."""
+    sum to 1, edges [*B, Q + 1] their running sum from 0, centres the middles of the bins."""
     widths = torch.relu(raw) + MINIMUM_BIN
     widths = widths / widths.sum(dim=-1, keepdim=True)
     edges = torch.cat([torch.zeros_like(widths[..., :1]), widths.cumsum(dim=-1)], dim=-1)

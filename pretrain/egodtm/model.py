@@ -9,7 +9,7 @@ Axes: B batch, T frames, N = T * h * w patch tokens, D tower width, C decoder wi
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,26 +18,41 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from pretrain.egodtm.depth_decoder import DepthDecoder, DepthDecoderConfig
+from pretrain.egodtm.depth_decoder import DepthDecoder, DepthDecoderConfig, paint
+from pretrain.egodtm.depth_losses import DEPTH_ERRORS, masked_depth_loss
 from pretrain.egodtm.encoder import DEFAULT_FPS, EgoDTMEncoder
-from pretrain.egodtm.losses import DEPTH_ERRORS, info_nce, masked_depth_loss
+from pretrain.egodtm.lean_depth import paint_lean
+from pretrain.egodtm.losses import CONTRASTIVE, contrastive_loss, in_full_precision
 from pretrain.egodtm.pyramid import SimpleFeaturePyramid
 from pretrain.egodtm.text import TextConfig, TextTower
 from pretrain.egodtm.video_vit import VideoViTConfig
 
+# How the depth head uses memory, at the same loss and gradients to rounding: "plain" keeps every map for the backward
+# pass as the authors do, "lean" makes them again, a few frames at a time.
+DEPTH_MEMORY = ("lean", "plain")
+
+# SigLIP's start (arXiv 2303.15343, section 3.2): with it the many negatives do not flood the first steps.
+SIGLIP_BIAS = -10.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class EgoDTMConfig:
-    """The whole model. `decoder` None leaves the depth objective out (the no-depth twin)."""
+    """The whole model. `decoder` None leaves the depth objective out (the no-depth twin).
+
+    contrastive: a row of CONTRASTIVE. "infonce" has the published frozen temperature; "siglip" learns its scale, from
+    1 / temperature, and a bias.
+    """
 
     video: VideoViTConfig = dataclasses.field(default_factory=VideoViTConfig)
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
     decoder: DepthDecoderConfig | None = dataclasses.field(default_factory=DepthDecoderConfig)
     joint_dim: int = 256
     temperature: float = 0.07
+    contrastive: str = "infonce"
     fps: float = DEFAULT_FPS
 
     def __post_init__(self) -> None:
+        _require_known("contrastive", self.contrastive, CONTRASTIVE)
         if self.joint_dim < 1:
             raise ValueError(f"joint_dim: expected at least 1, got {self.joint_dim}")
         if self.temperature <= 0:
@@ -64,6 +79,11 @@ class EgoDTMConfig:
         )
 
 
+def _require_known(field: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"{field}: expected one of {', '.join(known)}, got {value!r}")
+
+
 # Base is the published decoder of the logged run: 256 channels, 5 layers, 28 px depth from a 14 x 14 grid.
 DECODER_SIZES: dict[str, dict[str, Any]] = {
     "nano": {"width": 32, "layers": 2, "heads": 2, "feedforward": 64, "scale": 4},
@@ -86,15 +106,19 @@ class EgoDTM(nn.Module):
     """The model in training. Its parts are drawn in a fixed order, the video tower first, so that at one seed every
     variant, the untrained control included, starts from the same tower."""
 
-    def __init__(self, config: EgoDTMConfig, *, name: str = "egodtm") -> None:
+    def __init__(self, config: EgoDTMConfig, *, name: str = "egodtm", depth_memory: str = DEPTH_MEMORY[0]) -> None:
         super().__init__()
+        _require_known("depth_memory", depth_memory, DEPTH_MEMORY)
         self.config = config
+        self.depth_memory = depth_memory
         width = config.video.width
         self.video = EgoDTMEncoder(config.video, name=name, fps=config.fps)
         self.text = TextTower(config.text, config.joint_dim)
         self.video_projection = nn.Linear(width, config.joint_dim, bias=False)
         nn.init.trunc_normal_(self.video_projection.weight, std=config.joint_dim**-0.5)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)), requires_grad=False)
+        learned = config.contrastive == "siglip"
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / config.temperature)), requires_grad=learned)
+        self.logit_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS)) if learned else None
         if config.decoder is None:
             self.patch_projection = self.pyramid = self.decoder = None
         else:
@@ -104,25 +128,33 @@ class EgoDTM(nn.Module):
             self.decoder = DepthDecoder(config.decoder)
 
     def forward(
-        self, video: UInt8[Tensor, "B T H0 W0 3"], text_ids: Int[Tensor, "B L"], *, all_stages: bool = True
+        self,
+        video: UInt8[Tensor, "B T H0 W0 3"],
+        text_ids: Int[Tensor, "B L"],
+        *,
+        all_stages: bool = True,
+        with_depth: bool = True,
     ) -> EgoDTMOutput:
-        """Raw frames and tokens to embeddings and depth."""
+        """Raw frames and tokens to embeddings and depth; `with_depth` off leaves the depth head out."""
         features = self.video(self.video.preprocess(video))
-        depth = self._depth(features.tokens, all_stages) if self.decoder is not None else None
-        return EgoDTMOutput(
-            video=F.normalize(self.video_projection(features.pooled), dim=-1),
-            text=F.normalize(self.text(text_ids), dim=-1),
-            depth=depth,
-        )
+        # The towers come before the depth head, so that what they draw does not depend on it.
+        embeddings = self.video_projection(features.pooled), self.text(text_ids)
+        video_embedding, text_embedding = (F.normalize(in_full_precision(x), dim=-1) for x in embeddings)
+        depth = self.predict_depth(features.tokens, all_stages) if with_depth and self.decoder is not None else None
+        return EgoDTMOutput(video=video_embedding, text=text_embedding, depth=depth)
 
-    def _depth(self, tokens: Float[Tensor, "B N D"], all_stages: bool) -> Float[Tensor, "S B T h w"]:
+    def predict_depth(self, tokens: Float[Tensor, "B N D"], all_stages: bool = True) -> Float[Tensor, "S B T h w"]:
+        """Patch tokens of the video tower to inverse depth."""
         assert self.patch_projection is not None and self.pyramid is not None and self.decoder is not None
         frames, rows, columns = self.video.spec.grid
         maps = self.patch_projection(tokens).unflatten(1, (frames, rows, columns))
         maps = maps.flatten(0, 1).permute(0, 3, 1, 2)  # [B * T, C, h, w]
-        coarse, fine = self.pyramid(maps)
-        memory = coarse.unflatten(0, (-1, frames)).permute(0, 1, 3, 4, 2).flatten(1, 3)  # [B, N, C]
-        return self.decoder(memory, fine.unflatten(0, (-1, frames)), all_stages=all_stages)
+        memory = self.pyramid.coarse(maps).unflatten(0, (-1, frames)).permute(0, 1, 3, 4, 2).flatten(1, 3)  # [B, N, C]
+        readings = self.decoder.read(memory, all_stages=all_stages)
+        if self.depth_memory == "lean":
+            return paint_lean(self.pyramid, maps, readings)
+        fine = self.pyramid.mask_features(self.pyramid.fine(maps))
+        return paint(readings, fine.unflatten(0, (-1, frames)))
 
     def encoder(self) -> EgoDTMEncoder:
         """The part that is kept."""
@@ -134,20 +166,22 @@ class LossConfig:
     """Weights and forms of the objectives; the published weights are 1 and 1.
 
     Attributes:
+        contrastive: a row of CONTRASTIVE, the model's own.
         depth_weight: 0 trains the no-depth twin.
-        depth_error: "l1" or "mse" on inverse depth in [0, 1].
+        depth_error: a row of DEPTH_LOSSES, on inverse depth in [0, 1].
         deep_supervision: also the decoder's earlier stages predict depth.
         mask_duplicates: clips with equal texts are no negatives of each other.
     """
 
+    contrastive: str = "infonce"
     depth_weight: float = 1.0
     depth_error: str = "l1"
     deep_supervision: bool = True
     mask_duplicates: bool = True
 
     def __post_init__(self) -> None:
-        if self.depth_error not in DEPTH_ERRORS:
-            raise ValueError(f"loss.depth_error: expected one of {', '.join(DEPTH_ERRORS)}, got {self.depth_error!r}")
+        _require_known("loss.contrastive", self.contrastive, CONTRASTIVE)
+        _require_known("loss.depth_error", self.depth_error, DEPTH_ERRORS)
         if self.depth_weight < 0:
             raise ValueError(f"loss.depth_weight: expected at least 0, got {self.depth_weight}")
 
@@ -160,10 +194,20 @@ def egodtm_loss(
     depth: Float[Tensor, "B T h w"] | None,
     depth_valid: Bool[Tensor, "B T h w"] | None,
     config: LossConfig,
+    bias: Float[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """L = InfoNCE + depth_weight * depth error, and the scalars to log (without gradient)."""
-    contrastive, accuracy = info_nce(
-        output.video, output.text, log_scale.exp(), text_ids if config.mask_duplicates else None
+    """L = contrastive + depth_weight * depth error, and the scalars to log (without gradient).
+
+    log_scale, bias: the model's log_scale and logit_bias.
+    """
+    assert (bias is not None) == (config.contrastive == "siglip")
+    contrastive, accuracy = contrastive_loss(
+        config.contrastive,
+        output.video,
+        output.text,
+        log_scale.exp(),
+        bias,
+        text_ids if config.mask_duplicates else None,
     )
     scalars = {"contrastive": contrastive.detach(), "accuracy": accuracy}
     total = contrastive

@@ -18,8 +18,9 @@ from pretrain.clips.dataset import ClipDataset
 from pretrain.clips.store import ClipStore, open_store
 from pretrain.egodtm.data import LoadBatch, split_clips
 from pretrain.egodtm.depth_decoder import DepthDecoderConfig
-from pretrain.egodtm.losses import DEPTH_ERRORS
-from pretrain.egodtm.model import DECODER_SIZES, EgoDTM, EgoDTMConfig, LossConfig, egodtm_loss
+from pretrain.egodtm.depth_losses import DEPTH_ERRORS
+from pretrain.egodtm.gradcache import GradCache
+from pretrain.egodtm.model import DECODER_SIZES, DEPTH_MEMORY, EgoDTM, EgoDTMConfig, LossConfig, egodtm_loss
 from pretrain.egodtm.text import TextConfig
 from pretrain.egodtm.validation import Validation, validate
 from pretrain.egodtm.video_vit import VIDEO_SIZES, VideoViTConfig
@@ -44,9 +45,10 @@ class PretrainConfig:
         data: directory of a clip store; out: directory of the run.
         seed: of the weights, the order of the clips, the augmentation and the choice of captions.
         overwrite: start again from nothing where `out` holds another run.
-        frames: T; image_size: pixels, null = the size's own; stem: see VideoViTConfig; depth_scale: side of the depth map over that of the patch
-            grid, null = the size's own.
-        joint_dim, temperature, causal_text: of the contrastive head, see EgoDTMConfig and TextConfig.
+        frames: T; image_size: pixels, null = the size's own; stem: see VideoViTConfig; depth_scale: side of the depth
+            map over that of the patch grid, null = the size's own.
+        depth_memory: see DEPTH_MEMORY.
+        joint_dim, contrastive, temperature, causal_text: of the contrastive head, see EgoDTMConfig and TextConfig.
         depth_weight: weight of the depth loss; 0 trains the no-depth twin, without the decoder.
         depth_error, deep_supervision, mask_duplicates: see LossConfig.
         caption_probability: chance that an enriched caption replaces the narration; 0 trains the no-enriched twin.
@@ -66,7 +68,9 @@ class PretrainConfig:
     image_size: int | None = None
     stem: str = "patch"
     depth_scale: int | None = None
+    depth_memory: str = DEPTH_MEMORY[0]
     joint_dim: int = 256
+    contrastive: str = "infonce"
     temperature: float = 0.07
     causal_text: bool = True
     depth_weight: float = 1.0
@@ -93,6 +97,8 @@ class PretrainConfig:
         for name in ("caption_probability", "val_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
+        if self.depth_memory not in DEPTH_MEMORY:
+            raise ValueError(f"depth_memory: expected one of {', '.join(DEPTH_MEMORY)}, got {self.depth_memory!r}")
         _ = self.loss, self.model_config  # each part says what is wrong with its fields
 
     @property
@@ -107,6 +113,7 @@ class PretrainConfig:
     @property
     def loss(self) -> LossConfig:
         return LossConfig(
+            contrastive=self.contrastive,
             depth_weight=self.depth_weight,
             depth_error=self.depth_error,
             deep_supervision=self.deep_supervision,
@@ -125,6 +132,7 @@ class PretrainConfig:
             decoder=DepthDecoderConfig(**decoder) if self.depth_weight else None,
             joint_dim=self.joint_dim,
             temperature=self.temperature,
+            contrastive=self.contrastive,
         )
 
 
@@ -138,10 +146,7 @@ def run(config: PretrainConfig) -> None:
     """
     store = open_store(config.data)
     out = Path(config.out)
-    identity = dataclasses.asdict(config)
-    for name in ("out", "overwrite"):
-        del identity[name]
-    identity["clips_sha256"] = store.manifest_sha256
+    identity = _identity(config, store)
     fabric = make_fabric(config.trainer)
     with contextlib.ExitStack() as held:
         finished = False
@@ -172,6 +177,28 @@ def run(config: PretrainConfig) -> None:
             _train(config, store, fabric)
 
 
+# Settings that came after the first runs. At its default each does what was done before it existed, so it is written
+# into a run's identity only where it is set: older runs go on under their own names.
+_LATER_FIELDS = ("contrastive", "depth_memory", "snapshots", "stem", "trainer.micro_batch")
+
+
+def _identity(config: PretrainConfig, store: ClipStore) -> dict[str, Any]:
+    """What a run is, for the comparison with the run that its directory holds."""
+    identity = dataclasses.asdict(config)
+    default = dataclasses.asdict(PretrainConfig(data=config.data, out=config.out))
+    for name in ("out", "overwrite"):
+        del identity[name]
+    for name in _LATER_FIELDS:
+        *path, field_name = name.split(".")
+        at, plain = identity, default
+        for part in path:
+            at, plain = at[part], plain[part]
+        if at[field_name] == plain[field_name]:
+            del at[field_name]
+    identity["clips_sha256"] = store.manifest_sha256
+    return identity
+
+
 def _is_finished(out: Path, config: PretrainConfig) -> bool:
     """The encoder is written last, so a whole one of this run's last step means that all is done."""
     path = out / ENCODER_DIRECTORY
@@ -194,7 +221,7 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
     model_config = dataclasses.replace(model_config, fps=_frame_rate(store, config.frames))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = EgoDTM(model_config, name=config.name)
+        model = EgoDTM(model_config, name=config.name, depth_memory=config.depth_memory)
 
     def loader(train: bool) -> LoadBatch:
         return LoadBatch(
@@ -211,8 +238,9 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
 
     def compute_loss(wrapped: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         return egodtm_loss(
-            wrapped(batch["video"], batch["text_ids"]),
+            wrapped(batch["video"], batch["text_ids"], all_stages=loss_config.deep_supervision),
             log_scale=model.log_scale,
+            bias=model.logit_bias,
             text_ids=batch["text_ids"],
             depth=batch.get("depth"),
             depth_valid=batch.get("depth_valid"),
@@ -234,6 +262,7 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
         fabric=fabric,
         model=model,
         compute_loss=compute_loss,
+        backward=GradCache(model, loss_config, micro_batch=trainer.micro_batch) if trainer.micro_batch else None,
         load=loader(train=True),
         plan=BatchPlan(indices=train_clips, batch_size=trainer.batch_size, seed=config.seed),
         trainer=trainer,

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.egodtm.losses import info_nce, masked_depth_loss
+from pretrain.egodtm.depth_losses import masked_depth_loss
+from pretrain.egodtm.losses import info_nce
 
 
 def unit_rows(seed: int, rows: int, dim: int = 6) -> torch.Tensor:
@@ -103,5 +104,5 @@ def test_clips_without_depth_cost_nothing() -> None:
 
 def test_unknown_depth_error() -> None:
     x = torch.zeros(1, 1, 1, 1, 1)
-    with pytest.raises(ValueError, match="expected one of l1, mse, got 'l3'"):
+    with pytest.raises(ValueError, match="expected one of l1, mse, silog, ssi, ssi_trimmed, got 'l3'"):
         masked_depth_loss(x, x[0], x[0] > 0, error="l3", deep_supervision=True)

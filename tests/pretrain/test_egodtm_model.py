@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.egodtm.depth_decoder import DepthDecoder, DepthDecoderConfig, bin_edges_and_centres, compose_depth
+from pretrain.egodtm.depth_losses import DEPTH_ERRORS
 from pretrain.egodtm.encoder import random_encoder
-from pretrain.egodtm.losses import DEPTH_ERRORS
 from pretrain.egodtm.model import DECODER_SIZES, EgoDTM, EgoDTMConfig, LossConfig, egodtm_loss
 from pretrain.egodtm.pyramid import SCALES, SimpleFeaturePyramid
 from pretrain.egodtm.text import TEXT_SIZES, TextConfig, TextTower, tokenize
@@ -206,7 +206,10 @@ def test_text_behind_the_end_does_not_matter() -> None:
         (lambda: VideoViTConfig(heads=5), "width: 192 is not a multiple of heads 5"),
         (lambda: VideoViTConfig.of_size("huge"), "unknown size 'huge'; known: nano, tiny"),
         (lambda: DepthDecoderConfig(scale=3), "scale: expected 1, 2, 4 or 8, got 3"),
-        (lambda: LossConfig(depth_error="huber"), "depth_error: expected one of l1, mse, got 'huber'"),
+        (
+            lambda: LossConfig(depth_error="huber"),
+            "depth_error: expected one of l1, mse, silog, ssi, ssi_trimmed, got 'huber'",
+        ),
         (lambda: TextConfig(width=100, heads=3), "width: 100 is not a multiple of heads 3"),
     ],
 )

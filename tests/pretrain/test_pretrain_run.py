@@ -180,6 +180,33 @@ def test_another_configuration_is_refused_until_told(finished: PretrainConfig, t
     assert [path.name for path in foreign.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_from_before_a_setting_existed_goes_on(finished: PretrainConfig, tmp_path: Path) -> None:
+    """Its directory does not name the later settings; at their defaults they are what it did."""
+    config = config_for(Path(finished.data), tmp_path / "older", trainer={"steps": 2})
+    run(config)
+    written = yaml.safe_load((tmp_path / "older/config.yaml").read_text())
+    assert not {"contrastive", "depth_memory", "stem", "snapshots"} & written.keys()
+    assert "micro_batch" not in written["trainer"] and written["trainer"]["batch_size"] == 4
+    run(config)
+    with pytest.raises(ValueError, match=r"trainer\.micro_batch: 'absent' there, 2 now"):
+        run(config_for(Path(finished.data), tmp_path / "older", trainer={"steps": 2, "micro_batch": 2}))
+    with pytest.raises(ValueError, match=r"contrastive: 'absent' there, 'siglip' now"):
+        run(config_for(Path(finished.data), tmp_path / "older", trainer={"steps": 2}, contrastive="siglip"))
+
+
+def test_a_run_of_micro_batches(finished: PretrainConfig, tmp_path: Path) -> None:
+    """trainer.micro_batch changes what is in memory, not what is learnt, with either contrastive loss."""
+    for name, changes in {"a": {}, "b": {"contrastive": "siglip", "depth_error": "silog"}}.items():
+        metrics = []
+        for micro_batch in (0, 3):
+            out = tmp_path / f"{name}{micro_batch}"
+            run(config_for(Path(finished.data), out, trainer={"steps": 4, "micro_batch": micro_batch}, **changes))
+            metrics.append(read_metrics(out / "metrics.jsonl"))
+        for plain, cached in zip(*metrics, strict=True):
+            for field in ("loss", "contrastive", "depth", "accuracy", "gradient_norm"):
+                assert cached[field] == pytest.approx(plain[field], rel=1e-3), field
+
+
 def test_two_processes_do_not_share_a_run(finished: PretrainConfig, tmp_path: Path) -> None:
     with run_lock(tmp_path / "run"), pytest.raises(ValueError, match="being trained by another process"):
         run(config_for(Path(finished.data), tmp_path / "run"))
@@ -238,6 +265,7 @@ def test_yaml_is_the_dataclass_with_its_defaults() -> None:
     written = yaml.safe_load((ROOT / "configs/pretrain.yaml").read_text())
     trainer = TrainerConfig(**written.pop("trainer"))
     assert trainer == TrainerConfig()
+    written["snapshots"] = tuple(written["snapshots"])
     assert PretrainConfig(**(written | {"data": "d", "out": "o"}), trainer=trainer) == PretrainConfig(
         data="d", out="o", trainer=TrainerConfig()
     )
