@@ -10,12 +10,10 @@ manifest counts the reasons, ``skipped.jsonl`` lists the clips, and a run in whi
 
 import errno
 import fcntl
-import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -24,27 +22,30 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from pretrain.clips.codec import decode_clip
 from pretrain.clips.schema import Clip
 from pretrain.clips.shards import (
     MANIFEST_NAME,
-    SKIPPED_NAME,
     ShardEntry,
     ShardWriter,
-    Skipped,
     atomic_file,
-    count_reasons,
-    dump_skipped,
     make_manifest,
-    parse_skipped,
     remove_temporary_files,
     sha256_file,
     shard_name,
     sidecar_path,
     sync_directory,
     write_json,
+)
+from pretrain.clips.skipping import (
+    SKIPPED_NAME,
+    Skipped,
+    SkipTally,
+    commonest,
+    count_reasons,
+    dump_skipped,
+    parse_skipped,
+    read_skipped,
 )
 from pretrain.clips.store import read_manifest, scan_tar
 from pretrain.workers import start_worker
@@ -54,8 +55,6 @@ GenerateClip = Callable[[int], Clip | Skipped]
 # Told of each clip that is done: the reason why it was skipped, or "" if it was made.
 Report = Callable[[str], None]
 
-# The share of skipped clips says nothing before this many.
-_CLIPS_BEFORE_SHARE = 100
 
 _DISK_ERRORS = {
     errno.ENOSPC: "the disk is full; free some space, or write to another disk with out=",
@@ -151,7 +150,9 @@ def build_store(
             missing = [
                 _Unit(directory, i, i * clips_per_shard, plan[i], identity) for i in range(len(plan)) if i not in kept
             ]
-            made = _make_shards(missing, generate, workers, _Tally(directory, n_clips, kept, max_skipped_share))
+            tried = sum(done.tried for done in kept.values())
+            tally = SkipTally(directory, n_clips, tried, _all_skipped(kept).values(), max_skipped_share)
+            made = _make_shards(missing, generate, workers, tally)
             finished = dict(sorted({**kept, **made}.items()))
             _finish(directory, finished, identity)
     return _result(finished, kept_clips)
@@ -163,7 +164,7 @@ def _finish(directory: Path, finished: dict[int, _Done], identity: dict[str, Any
     skipped = _all_skipped(finished)
     if not entries:
         raise ValueError(
-            f"{directory}: all {len(skipped)} clips were skipped, so there is no store: {_commonest(count_reasons(skipped.values()))}"
+            f"{directory}: all {len(skipped)} clips were skipped, so there is no store: {commonest(count_reasons(skipped.values()))}"
         )
     if skipped:
         with atomic_file(directory / SKIPPED_NAME) as file:
@@ -181,43 +182,6 @@ def _finish(directory: Path, finished: dict[int, _Done], identity: dict[str, Any
 
 def _all_skipped(done: dict[int, _Done]) -> dict[int, Skipped]:
     return {index: one for shard in done.values() for index, one in shard.skipped.items()}
-
-
-class _Tally:
-    """Counts the clips that are done, on the screen and against the share that may be skipped."""
-
-    def __init__(self, directory: Path, n_clips: int, kept: dict[int, _Done], max_skipped_share: float) -> None:
-        self._directory, self._max_share = directory, max_skipped_share
-        self._tried = sum(done.tried for done in kept.values())
-        self._reasons = Counter(count_reasons(_all_skipped(kept).values()))
-        self._bar = tqdm(
-            total=n_clips, initial=self._tried, unit="clip", desc="clips", disable=None, smoothing=0.1
-        )  # fmt: skip
-
-    def __enter__(self) -> "_Tally":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def __call__(self, reason: str) -> None:
-        self._tried += 1
-        self._bar.update()
-        if not reason:
-            return
-        self._reasons[reason] += 1
-        n_skipped = self._reasons.total()
-        self._bar.set_postfix_str(f"{n_skipped} skipped", refresh=False)
-        if self._tried >= _CLIPS_BEFORE_SHARE and n_skipped > self._max_share * self._tried:
-            raise ValueError(
-                f"{self._directory}: {n_skipped} of the first {self._tried} clips were skipped, more than "
-                f"max_skipped_share={self._max_share:g} allows: {_commonest(self._reasons)}; mend that, or "
-                "allow more; finished shards are kept and the same command goes on from there"
-            )
-
-
-def _commonest(reasons: Counter[str] | dict[str, int]) -> str:
-    return ", ".join(f"{reason} ({count})" for reason, count in Counter(reasons).most_common(3))
 
 
 @dataclass(frozen=True)
@@ -257,7 +221,7 @@ def _write_sidecar(directory: Path, index: int, done: _Done, identity: dict[str,
     write_json(sidecar_path(directory, index), {"shard": asdict(done.entry), "skipped": lines, **identity})
 
 
-def _make_shards(units: list[_Unit], generate: GenerateClip, workers: int, tally: _Tally) -> dict[int, _Done]:
+def _make_shards(units: list[_Unit], generate: GenerateClip, workers: int, tally: SkipTally) -> dict[int, _Done]:
     workers = min(workers or len(os.sched_getaffinity(0)), len(units))
     with tally:
         if workers <= 1:
@@ -266,7 +230,7 @@ def _make_shards(units: list[_Unit], generate: GenerateClip, workers: int, tally
 
 
 def _make_shards_in_processes(
-    units: list[_Unit], generate: GenerateClip, workers: int, tally: _Tally
+    units: list[_Unit], generate: GenerateClip, workers: int, tally: SkipTally
 ) -> dict[int, _Done]:
     # Spawned and not forked: a GL context or a thread pool of this process would not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -326,7 +290,7 @@ def _find_done(directory: Path, identity: dict[str, Any]) -> dict[int, _Done]:
         manifest, entries, _ = read_manifest(directory)
         _check_identity(directory, manifest, identity)
         found = {_shard_index(entry.name): _Done(entry, {}) for entry in entries}
-        for index, one in _read_skipped(directory, manifest).items():
+        for index, one in read_skipped(directory, manifest).items():
             shard = index // identity["clips_per_shard"]
             found.setdefault(shard, _Done(_no_tar(shard), {})).skipped[index] = one
     for path in sorted(directory.glob("shard-*.json")):
@@ -344,17 +308,6 @@ def _shard_index(name: str) -> int:
 
 def _no_tar(index: int) -> ShardEntry:
     return ShardEntry(name=shard_name(index), sha256="", bytes=0, clips=0, duration_s=0.0)
-
-
-def _read_skipped(directory: Path, manifest: dict[str, Any]) -> dict[int, Skipped]:
-    """What was skipped in a finished store. If its list is lost or altered, the shards concerned are made again."""
-    if "skipped" not in manifest:
-        return {}
-    try:
-        data = (directory / SKIPPED_NAME).read_bytes()
-    except FileNotFoundError:
-        return {}
-    return parse_skipped(data) if hashlib.sha256(data).hexdigest() == manifest["skipped_sha256"] else {}
 
 
 def _check_identity(directory: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

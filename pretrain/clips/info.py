@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from tqdm import tqdm
 
 from pretrain.clips.contact_sheet import draw_contact_sheet
 from pretrain.clips.schema import LEFT_HAND_ID, RIGHT_HAND_ID, Clip
+from pretrain.clips.skipping import SKIPPED_NAME
 from pretrain.clips.store import ClipStore, open_store
 
 
@@ -69,6 +71,8 @@ def run_info(config: InfoConfig) -> None:
     if config.verify:
         store.verify()
         console.print(f"checked: the sha256 of all {totals['shards']} shards is the manifest's")
+    if "skipped" in manifest:
+        console.print(skipped_table(manifest["skipped"], store.path))
     console.print(_modalities_table(store))
     _print_texts(store, console)
     if config.clips:
@@ -80,6 +84,17 @@ def run_info(config: InfoConfig) -> None:
             title=str(store.path),
         )
         console.print(f"contact sheet: {config.contact_sheet_path}", markup=False)
+
+
+def skipped_table(skipped: dict[str, int], directory: Path) -> Table:
+    """Why clips were skipped and how many for each reason."""
+    table = Table(
+        "skipped because", "clips", title=escape(f"skipped: see {directory / SKIPPED_NAME}"), title_justify="left"
+    )
+    for reason, count in skipped.items():
+        table.add_row(reason, str(count))
+    table.add_row("all reasons", str(sum(skipped.values())))
+    return table
 
 
 def _modalities_table(store: ClipStore) -> Table:

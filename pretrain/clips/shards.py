@@ -11,8 +11,7 @@ import io
 import json
 import os
 import tarfile
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,11 +27,11 @@ from pretrain.clips.codec import (
     encode_clip,
 )
 from pretrain.clips.schema import Clip
+from pretrain.clips.skipping import Skipped, count_reasons, dump_skipped
 
 FORMAT = "egoarm-clips"
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-SKIPPED_NAME = "skipped.jsonl"
 # pretrain.artifact has atomic writes too, but brings in torch, which would cost each worker process seconds and memory.
 _TEMPORARY_PREFIX = ".egoarm-tmp-"
 
@@ -46,23 +45,6 @@ class ShardEntry:
     bytes: int
     clips: int
     duration_s: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skipped:
-    """A clip that could not be made, and why.
-
-    Attributes:
-        key: the clip's key, or what it would have been; empty where not even that could be read.
-        source: where it comes from: a video or a place in an annotation file.
-        reason: a few words, the same for all clips with this fault; they are counted.
-        detail: what was found, in a line.
-    """
-
-    key: str
-    source: str
-    reason: str
-    detail: str = ""
 
 
 def shard_name(index: int) -> str:
@@ -154,24 +136,6 @@ def make_manifest(
         manifest["skipped"] = count_reasons(skipped.values())
         manifest["skipped_sha256"] = hashlib.sha256(dump_skipped(skipped)).hexdigest()
     return manifest
-
-
-def count_reasons(skipped: Iterable[Skipped]) -> dict[str, int]:
-    """How many clips were skipped for each reason, the commonest first."""
-    counts = Counter(one.reason for one in skipped)
-    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-
-
-def dump_skipped(skipped: dict[int, Skipped]) -> bytes:
-    """One JSON object a line, by index of the clip."""
-    lines = [json.dumps({"index": index, **asdict(one)}, ensure_ascii=False) for index, one in sorted(skipped.items())]
-    return "".join(f"{line}\n" for line in lines).encode()
-
-
-def parse_skipped(data: bytes) -> dict[int, Skipped]:
-    """The inverse of :func:`dump_skipped`."""
-    rows = [json.loads(line) for line in data.splitlines()]
-    return {row.pop("index"): Skipped(**row) for row in rows}
 
 
 def describe_modalities(clip: Clip) -> dict[str, dict[str, Any]]:

@@ -50,11 +50,12 @@ class VideoError(ValueError):
 
     Attributes:
         reason: one of the constants above, the same for all videos with this fault.
+        detail: what was found, without the path.
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str, detail: str) -> None:
         super().__init__(f"{os.fspath(path)}: {reason}: {detail}")
-        self.reason = reason
+        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True, kw_only=True)
