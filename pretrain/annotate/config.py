@@ -1,6 +1,8 @@
 """Settings of ``egoarm annotate``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pretrain.annotate.writers import WriterConfig
 
 STAGES = ("depth", "detect", "track", "generate")
 # Back-ends of the four stages that go well together.
@@ -29,12 +31,12 @@ class AnnotateConfig:
         clips: annotate the first so many; 0 = all.
         seed: of the captions, together with each clip's index.
         device: of the models: auto, cpu, cuda or mps.
-        depth_weights, detect_weights, track_weights, generate_weights: directories of models.
+        depth_weights, detect_weights, track_weights: directories of models.
         detections: file or directory with the boxes, for detect=100doh and detect=star-hoi.
         align_depth: one scale and shift for all frames of a teacher of relative depth.
         detect_threshold: least score of a box.
         detect_nms: greatest IoU of two boxes of a kind in a frame.
-        server_url, server_model, server_timeout_s: of generate=server.
+        writer: settings of the caption writers; its device is this one's.
         launcher: "local" processes or a "ray" cluster.
         workers: processes; 0 = one a core (with Ray: one a core of the cluster); 1 = none but this one.
         ray_address: of a running cluster; "" = start one on this machine.
@@ -55,14 +57,11 @@ class AnnotateConfig:
     depth_weights: str | None = None
     detect_weights: str | None = None
     track_weights: str | None = None
-    generate_weights: str | None = None
     detections: str | None = None
     align_depth: bool = True
     detect_threshold: float = 0.3
     detect_nms: float = 0.3
-    server_url: str | None = None
-    server_model: str | None = None
-    server_timeout_s: float = 60.0
+    writer: WriterConfig = field(default_factory=WriterConfig)
     launcher: str = "local"
     workers: int = 0
     ray_address: str = ""
@@ -86,8 +85,6 @@ class AnnotateConfig:
         for name in ("detect_threshold", "detect_nms"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected 0 to 1")
-        if not self.server_timeout_s > 0:
-            raise ValueError(f"server_timeout_s={self.server_timeout_s}: expected seconds above 0")
 
     def backend(self, stage: str) -> str:
         """Name of a stage's back-end."""

@@ -2,11 +2,11 @@
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, TypeVar
 
 from pretrain.annotate.config import AnnotateConfig
 from pretrain.workers import start_worker
@@ -16,44 +16,50 @@ _Result = TypeVar("_Result")
 _QUEUE_PER_WORKER = 2
 
 
-def run_units(
-    work: Callable[[int], _Result], units: Sequence[int], config: AnnotateConfig
-) -> Iterator[tuple[int, _Result]]:
-    """Yields (unit, work(unit)) as they are done, in any order.
-
-    Args:
-        work: picklable; runs in other processes. It may keep a model in its process between units.
-        units: what to call it with.
+class Launcher(Protocol):
+    """Yields (unit, work(unit)) as they are done, in any order. `work` is picklable, runs in other processes, and may keep
+    a model there between units.
 
     Raises:
-        ValueError: Ray is not installed, or does not answer; or what `work` raises.
-        RuntimeError: a worker process died.
+        RuntimeError: a worker process died; and whatever `work` raises.
     """
-    return LAUNCHERS[config.launcher](work, units, config)
+
+    def __call__(self, work: Callable[[int], _Result], units: Sequence[int]) -> Iterator[tuple[int, _Result]]: ...
 
 
-def _run_local(
-    work: Callable[[int], _Result], units: Sequence[int], config: AnnotateConfig
-) -> Iterator[tuple[int, _Result]]:
-    workers = min(config.workers or len(os.sched_getaffinity(0)), len(units))
+def launcher(config: AnnotateConfig) -> AbstractContextManager[Launcher]:
+    """Holds the workers that the settings ask for, from one stage to the next.
+
+    Raises:
+        ValueError: Ray is not installed, or does not answer.
+    """
+    return LAUNCHERS[config.launcher](config)
+
+
+@contextmanager
+def _local(config: AnnotateConfig) -> Iterator[Launcher]:
+    workers = config.workers or len(os.sched_getaffinity(0))
     if workers <= 1:
-        for unit in units:
-            yield unit, work(unit)
+        yield _run_here
         return
     # Spawned and not forked: a CUDA context or a thread pool of this process would not survive a fork.
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
     executor = ProcessPoolExecutor(workers, context, start_worker)
-    try:
-        waiting = list(units)
-        running = {}
+
+    def run(work: Callable[[int], _Result], units: Sequence[int]) -> Iterator[tuple[int, _Result]]:
+        waiting = list(reversed(units))
+        running: dict[Future[_Result], int] = {}
         while waiting or running:
             while waiting and len(running) < workers * _QUEUE_PER_WORKER:
-                unit = waiting.pop(0)
+                unit = waiting.pop()
                 running[executor.submit(work, unit)] = unit
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield running.pop(future), future.result()
+
+    try:
+        yield run
         executor.shutdown()
     except BrokenProcessPool:
         raise RuntimeError(
@@ -69,34 +75,38 @@ def _run_local(
             process.join()
 
 
-def _run_ray(
-    work: Callable[[int], _Result], units: Sequence[int], config: AnnotateConfig
-) -> Iterator[tuple[int, _Result]]:
+def _run_here(work: Callable[[int], _Result], units: Sequence[int]) -> Iterator[tuple[int, _Result]]:
+    for unit in units:
+        yield unit, work(unit)
+
+
+@contextmanager
+def _ray(config: AnnotateConfig) -> Iterator[Launcher]:
     try:
         import ray
     except ImportError:
         raise ValueError("launcher=ray needs Ray, which is not installed: pip install 'egoarm[cluster]'") from None
     started = not ray.is_initialized()
     if started:
-        # Ray's own handler would swallow Ctrl-C in the middle of a message.
-        handler = signal.getsignal(signal.SIGINT)
         try:
             if config.ray_address:
                 ray.init(address=config.ray_address, log_to_driver=False)
             else:
                 ray.init(num_cpus=config.workers or None, include_dashboard=False, log_to_driver=False)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, ValueError) as error:
             raise ValueError(f"ray_address={config.ray_address!r}: no Ray cluster there: {error}") from error
-        signal.signal(signal.SIGINT, handler)
-    try:
-        workers = config.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
-        task: Any = ray.remote(max_retries=1)(work)
-        waiting = list(units)
+    workers = config.workers or max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+    def run(work: Callable[[int], _Result], units: Sequence[int]) -> Iterator[tuple[int, _Result]]:
+        # A plain function, since Ray takes no callable objects; one more try, for a node that was lost.
+        task: Any = ray.remote(max_retries=1)(_call)
+        shared = ray.put(work)
+        waiting = list(reversed(units))
         running: dict[Any, int] = {}
         while waiting or running:
             while waiting and len(running) < workers * _QUEUE_PER_WORKER:
-                unit = waiting.pop(0)
-                running[task.remote(unit)] = unit
+                unit = waiting.pop()
+                running[task.remote(shared, unit)] = unit
             done, _ = ray.wait(list(running))
             for reference in done:
                 try:
@@ -106,10 +116,17 @@ def _run_ray(
                 except ray.exceptions.RayError as error:
                     raise RuntimeError(f"Ray lost a worker: {error}; run the same command again") from None
                 yield running.pop(reference), result
+
+    try:
+        yield run
     finally:
         if started:
             ray.shutdown()
 
 
-# name -> runs the units. The names are those of the setting launcher=.
-LAUNCHERS: dict[str, Callable[..., Iterator[Any]]] = {"local": _run_local, "ray": _run_ray}
+def _call(work: Callable[[int], _Result], unit: int) -> _Result:
+    return work(unit)
+
+
+# name -> holds the workers. The names are those of the setting launcher=.
+LAUNCHERS: dict[str, Callable[[AnnotateConfig], AbstractContextManager[Launcher]]] = {"local": _local, "ray": _ray}

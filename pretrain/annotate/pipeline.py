@@ -12,7 +12,7 @@ from rich.table import Table
 from tqdm import tqdm
 
 from pretrain.annotate.config import PRESETS, STAGES, AnnotateConfig
-from pretrain.annotate.launch import run_units
+from pretrain.annotate.launch import Launcher, launcher
 from pretrain.annotate.stages import StageRunner, make_backend, with_stages
 from pretrain.clips.build import BuildResult, build_store
 from pretrain.clips.schema import Clip
@@ -47,12 +47,15 @@ def run(config: AnnotateConfig) -> None:
     for stage in STAGES:
         make_backend(stage, config)
     keys = store.keys[: config.clips or len(store)]
-    counts = {stage: _run_stage(stage, config, store, keys) for stage in STAGES}
+    with launcher(config) as run_units:
+        counts = {stage: _run_stage(stage, config, store, keys, run_units) for stage in STAGES}
     result = _build(config, store, len(keys), counts)
     _print_summary(config, counts, result, out)
 
 
-def _run_stage(stage: str, config: AnnotateConfig, store: ClipStore, keys: Sequence[str]) -> Counter[str]:
+def _run_stage(
+    stage: str, config: AnnotateConfig, store: ClipStore, keys: Sequence[str], run_units: Launcher
+) -> Counter[str]:
     """Does a stage for all clips that lack it. Returns how many ended how: "done", or a reason."""
     runner = StageRunner(stage, config, store.manifest_sha256)
     missing: list[int] = []
@@ -65,7 +68,7 @@ def _run_stage(stage: str, config: AnnotateConfig, store: ClipStore, keys: Seque
             outcomes[record.reason or "done"] += 1
     name = f"{stage} ({config.backend(stage)})"
     with tqdm(total=len(keys), initial=len(keys) - len(missing), unit="clip", desc=name, disable=None) as progress:
-        for _, reason in run_units(runner, missing, config):
+        for _, reason in run_units(runner, missing):
             outcomes[reason or "done"] += 1
             progress.update()
     return outcomes

@@ -22,6 +22,7 @@ from pretrain.annotate.depth import DEPTH_TEACHERS, estimate_depth
 from pretrain.annotate.detect import DETECTORS, first_contact, valid_boxes
 from pretrain.annotate.records import Captions, Detection, Detections, Scene, StageFailed, Track
 from pretrain.annotate.track import TRACKERS, contacts, paint, without_twins
+from pretrain.annotate.writers import PROMPTS
 from pretrain.artifact import atomic_write_bytes
 from pretrain.clips.codec import depth_from_mm, depth_to_mm
 from pretrain.clips.schema import LEFT_HAND_ID, RIGHT_HAND_ID, Clip
@@ -29,12 +30,13 @@ from pretrain.clips.store import ClipStore, open_store
 
 # Raised when a change of the code changes what a stage finds.
 _REVISIONS = {"depth": 1, "detect": 1, "track": 1, "generate": 1}
-# The settings that decide what a stage finds, beside its back-end.
+# The settings that decide what a stage finds, beside its back-end; the caption writers' own are all but these.
+_WRITER_LOGISTICS = ("device", "api_key_env", "timeout_s", "retries", "backoff_s")
 _SETTINGS = {
     "depth": ("depth_weights", "align_depth"),
     "detect": ("detect_weights", "detections", "detect_threshold", "detect_nms"),
     "track": ("track_weights",),
-    "generate": ("generate_weights", "server_url", "server_model", "seed"),
+    "generate": ("seed",),
 }
 
 
@@ -71,7 +73,7 @@ def make_backend(stage: str, config: AnnotateConfig) -> Any:
     if stage == "generate":
         from pretrain.annotate.generate import make_writer
 
-        return make_writer(name, dataclasses.asdict(config))
+        return make_writer(name, dataclasses.replace(config.writer, device=config.device))
     return table[name](config)
 
 
@@ -84,6 +86,11 @@ def stage_hash(stage: str, config: AnnotateConfig, manifest_sha256: str) -> str:
             "revision": _REVISIONS[before],
             **{name: getattr(config, name) for name in _SETTINGS[before]},
         }
+        if before == "generate":
+            writer = dataclasses.asdict(config.writer)
+            document["writer"] = {name: value for name, value in writer.items() if name not in _WRITER_LOGISTICS}
+            prompt = Path(config.writer.prompt or PROMPTS)
+            document["prompt"] = [path.read_text("utf-8") for path in sorted(prompt.glob("*.txt"))]
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
