@@ -270,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--store", help="clip store with depth, segmentation and contact")
     parser.add_argument("--clips", type=int, help="clips to take of it; all when left out")
     parser.add_argument("--first", type=int, default=0, help="first clip")
+    parser.add_argument("--queries", type=int, default=1, help="frames asked about a clip")
     parser.add_argument("--tasks", nargs="*", default=[], help="tasks of Meta-World, e.g. metaworld/drawer-open")
     parser.add_argument("--level", default="varied-2", help="appearance of the robot frames")
     parser.add_argument("--episodes", type=int, default=40)
@@ -279,7 +280,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sources = []
     start = time.perf_counter()
     if options.store:
-        sources.append(clip_source(open_store(options.store), clips=options.clips, first=options.first))
+        sources.append(
+            clip_source(open_store(options.store), clips=options.clips, first=options.first, queries=options.queries)
+        )
     if options.tasks:
         from pretrain.downstream.robot_frames import RobotFramesConfig, robot_source
 

@@ -11,14 +11,19 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
+from scipy.spatial import cKDTree
 
 from pretrain.clips.schema import LEFT_HAND_ID, RIGHT_HAND_ID, Clip
 from pretrain.clips.store import ClipStore
 
 POSITION, CONTACT = "position", "contact"
+MOMENTS = 4
 
 # A mask below this share of the image is not counted as visible: 16 px of 128 x 128.
 VISIBLE_SHARE = 0.001
+# A hand's mask goes on along the forearm to the image's border. Seen from the head, the hand is its far end.
+HAND_SHARE = 0.25
+_GAP_POINTS = 500
 _NEEDED = ("rgb", "rgb_times_s", "depth", "segmentation", "contact", "intrinsics")
 
 
@@ -114,12 +119,13 @@ CLIP_TARGETS = number_targets(
 
 
 def clip_source(
-    store: ClipStore, *, clips: int | None = None, first: int = 0, queries: int = 4, name: str = "clips"
+    store: ClipStore, *, clips: int | None = None, first: int = 0, queries: int = 1, name: str = "clips"
 ) -> SpatialSource:
     """The query frames and labels of clips `first` to `first + clips - 1` of a store (None = to its end).
 
-    A clip's query frames are the last ones of `queries` equal parts, whatever the encoder's T, so that all encoders answer the
-    same questions and short histories are real.
+    A clip is asked about at `queries` of MOMENTS moments, the ends of as many equal parts, drawn from the clip's index: all
+    encoders answer the same questions, and short histories are real. One query a clip reads most from a given number of frames:
+    in scenes of many looks it is the scenes that a regression runs short of.
 
     Raises:
         ValueError: the store lacks a modality that the labels come from, or does not hold that many clips.
@@ -130,19 +136,21 @@ def clip_source(
             "use a store of `egoarm clips synth`"
         )
     count = len(store) - first if clips is None else clips
-    if first < 0 or count < 1 or first + count > len(store) or queries < 1:
+    if not 1 <= queries <= MOMENTS:
+        raise ValueError(f"queries={queries}: expected 1 to {MOMENTS} a clip")
+    if first < 0 or count < 1 or first + count > len(store):
         raise ValueError(
-            f"clips={clips} from first={first} with queries={queries}: {store.path} holds {len(store)} clips, "
-            "at least one clip and one query are needed"
+            f"clips={clips} from first={first}: {store.path} holds {len(store)} clips, at least one is needed"
         )
     scene_of, frame_of, values, keys = [], [], [], []
     size = rate = None
     for scene, index in enumerate(range(first, first + count)):
         times_s = store.read(index, ("rgb_times_s",)).rgb_times_s
         assert times_s is not None
-        frames = (np.arange(1, queries + 1) * len(times_s)) // queries - 1
-        if frames[0] < 0:
-            raise ValueError(f"{store.path}: clip {index} has {len(times_s)} frames, fewer than queries={queries}")
+        if len(times_s) < MOMENTS:
+            raise ValueError(f"{store.path}: clip {index} has {len(times_s)} frames, expected at least {MOMENTS}")
+        moments = np.sort(np.random.default_rng(index).choice(MOMENTS, queries, replace=False))
+        frames = ((moments + 1) * len(times_s)) // MOMENTS - 1
         clip = store.read(
             index, ("depth", "segmentation", "contact", "intrinsics", "meta", "labels"), frames=frames.tolist()
         )
@@ -197,36 +205,55 @@ def _frame_labels(clip: Clip, frame: int, target: int) -> Float64[np.ndarray, " 
     assert clip.segmentation is not None and clip.depth is not None and clip.contact is not None
     assert clip.intrinsics is not None
     bodies = [
-        locate(clip.segmentation[frame], clip.depth[frame], clip.intrinsics, id_)
+        visible_points(clip.segmentation[frame], clip.depth[frame], clip.intrinsics, id_)
         for id_ in (LEFT_HAND_ID, RIGHT_HAND_ID, target)
     ]
-    places = [body[3:6] for body in bodies]
-    gaps = [np.linalg.norm(hand - places[2]) for hand in places[:2]]
-    distance = np.nan if np.isnan(gaps).all() else float(np.nanmin(gaps))
+    left, right = (locate(hand, clip.intrinsics, far_share=HAND_SHARE) for hand in bodies[:2])
+    thing = locate(bodies[2], clip.intrinsics)
+    distance = np.nanmin([np.inf, *(gap(hand, bodies[2]) for hand in bodies[:2])])
     touching = [
-        float(id_ > 0) if np.isfinite(hand[0]) else np.nan
-        for hand, id_ in zip(bodies[:2], clip.contact[frame], strict=True)
+        float(id_ > 0) if len(hand) else np.nan for hand, id_ in zip(bodies[:2], clip.contact[frame], strict=True)
     ]
-    return np.concatenate([*(body[:6] for body in bodies), [distance, bodies[2][6]], touching])
+    # Extent: the side of a square of the mask's area at the object's depth.
+    extent = np.sqrt(len(bodies[2]) / (clip.intrinsics[0, 0] * clip.intrinsics[1, 1])) * thing[2]
+    return np.array([*left, *right, *thing, distance if np.isfinite(distance) else np.nan, extent, *touching])
+
+
+def visible_points(
+    segmentation: UInt8[np.ndarray, "H W"], depth: np.ndarray, intrinsics: np.ndarray, id_: int
+) -> Float64[np.ndarray, "p 5"]:
+    """The pixels of a thing whose depth is known, as (x px, y px, X m, Y m, Z m), the latter in the camera frame.
+
+    None where `id_` is 0 or less than VISIBLE_SHARE of the image shows the thing.
+    """
+    rows, columns = np.nonzero((segmentation == id_) & (depth > 0))
+    if id_ == 0 or len(rows) < VISIBLE_SHARE * segmentation.size:
+        return np.empty((0, 5))
+    x, y, z = columns + 0.5, rows + 0.5, depth[rows, columns].astype(np.float64)
+    fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
+    return np.stack([x, y, (x - cx) / fx * z, (y - cy) / fy * z, z], axis=1)
 
 
 def locate(
-    segmentation: UInt8[np.ndarray, "H W"], depth: np.ndarray, intrinsics: np.ndarray, id_: int
-) -> Float64[np.ndarray, " 7"]:
-    """Where the visible part of a thing is: (x px, y px, depth m, X m, Y m, Z m, extent m); NaN where it is not visible.
+    points: Float64[np.ndarray, "p 5"], intrinsics: np.ndarray, *, far_share: float = 1.0
+) -> Float64[np.ndarray, " 6"]:
+    """Where a thing is: (x px, y px, depth m, X m, Y m, Z m); NaN where it is not visible.
 
-    (x, y) is the centroid of its mask and depth the median over the mask's known pixels; (X, Y, Z) is that point of that
-    depth in the camera frame (x right, y down, z forward); extent is the side of a square of the mask's area at that depth.
+    (x, y) is the centroid of its points and depth their median; (X, Y, Z) is that point of that depth in the camera frame (x
+    right, y down, z forward). With `far_share` below 1 only that share of the points farthest from the camera counts.
     """
-    unknown = np.full(7, np.nan)
-    if id_ == 0:
-        return unknown
-    mask = segmentation == id_
-    area = int(mask.sum())
-    known = depth[mask & (depth > 0)]
-    if area < VISIBLE_SHARE * mask.size or len(known) == 0:
-        return unknown
-    rows, columns = np.nonzero(mask)
-    x, y, z = columns.mean() + 0.5, rows.mean() + 0.5, float(np.median(known))
+    if len(points) == 0:
+        return np.full(6, np.nan)
+    points = points[np.argsort(points[:, 4])[-max(1, round(far_share * len(points))) :]]
+    x, y = points[:, :2].mean(axis=0)
+    z = float(np.median(points[:, 4]))
     fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
-    return np.array([x, y, z, (x - cx) / fx * z, (y - cy) / fy * z, z, np.sqrt(area / (fx * fy)) * z])
+    return np.array([x, y, z, (x - cx) / fx * z, (y - cy) / fy * z, z])
+
+
+def gap(first: Float64[np.ndarray, "p 5"], second: Float64[np.ndarray, "q 5"]) -> float:
+    """The least distance in metres between visible points of two things; NaN where one is not visible."""
+    if len(first) == 0 or len(second) == 0:
+        return np.nan
+    thinned = [points[:: max(1, len(points) // _GAP_POINTS), 2:] for points in (first, second)]
+    return float(cKDTree(thinned[0]).query(thinned[1])[0].min())

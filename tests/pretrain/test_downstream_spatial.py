@@ -38,8 +38,10 @@ from pretrain.downstream.spatial_targets import (
     POSITION,
     SpatialSource,
     clip_source,
+    gap,
     locate,
     number_targets,
+    visible_points,
 )
 from pretrain.egodtm.encoder import EgoDTMEncoder
 from pretrain.egodtm.video_vit import VideoViTConfig
@@ -224,15 +226,14 @@ def make_hand_clip(index: int, frames: int = 8, size: int = 32) -> Clip:
     segmentation = np.zeros((frames, size, size), np.uint8)
     depth = np.full((frames, size, size), 1.0, np.float32)
     contact = np.zeros((frames, 2), np.uint8)
-    box, start = random.integers(2, 24, 2), random.integers(2, 24, 2)
+    box, start = random.integers(2, 22, 2), random.integers(2, 22, 2)
     z = np.round(random.uniform(0.4, 0.8), 3)
     for frame in range(frames):
         share = min(1.0, frame / (frames - 3))
-        hand = np.round(start + share * (box - start)).astype(int)
+        hand = np.round(start + share * (box + 3 - start)).astype(int)  # covers a quarter of it
         for place, id_, colour in ((box, 3, (20, 220, 30)), (hand, 2, (250, 200, 180))):
             region = (frame, slice(place[1], place[1] + 6), slice(place[0], place[0] + 6))
             rgb[region], segmentation[region], depth[region] = colour, id_, z
-        segmentation[frame, box[1] + 5, box[0]] = 3  # never wholly hidden
         contact[frame, 1] = 3 * (share == 1.0)
     return Clip(
         key=f"hand-{index:04d}",
@@ -257,20 +258,31 @@ def hand_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def test_locate_by_hand():
+def test_places_by_hand():
     segmentation = np.zeros((10, 10), np.uint8)
     segmentation[2:4, 6:8] = 5
+    segmentation[8, 1] = 6
     depth = np.full((10, 10), 3.0, np.float32)
-    depth[2:4, 6:8] = [[2.0, 2.0], [2.0, 0.0]]
+    depth[2:4, 6:8] = [[2.0, 2.0], [2.0, 2.0]]
     intrinsics = np.array([[4.0, 0, 5], [0, 4.0, 5], [0, 0, 1]])
-    np.testing.assert_allclose(locate(segmentation, depth, intrinsics, 5), [7, 3, 2, 1, -1, 2, 1])
-    assert np.isnan(locate(segmentation, depth, intrinsics, 6)).all()
+    thing, dot = (visible_points(segmentation, depth, intrinsics, id_) for id_ in (5, 6))
+    np.testing.assert_allclose(locate(thing, intrinsics), [7, 3, 2, 1, -1, 2])
+    np.testing.assert_allclose(dot, [[1.5, 8.5, -3.5 / 4 * 3, 3.5 / 4 * 3, 3]])
+    nearest = np.array([(6.5 - 5) / 4 * 2, (3.5 - 5) / 4 * 2, 2])
+    assert gap(thing, dot) == pytest.approx(np.linalg.norm(nearest - dot[0, 2:]))
+    depth[2, 6] = 2.5
+    farthest = visible_points(segmentation, depth, intrinsics, 5)
+    np.testing.assert_allclose(locate(farthest, intrinsics, far_share=0.25)[:3], [6.5, 2.5, 2.5])
     depth[2:4, 6:8] = 0
-    assert np.isnan(locate(segmentation, depth, intrinsics, 5)).all()
+    hidden = visible_points(segmentation, depth, intrinsics, 5)
+    assert len(hidden) == 0 and np.isnan(locate(hidden, intrinsics)).all() and np.isnan(gap(hidden, dot))
+    assert len(visible_points(segmentation, depth, intrinsics, 0)) == 0
 
 
 def test_clip_source_asks_the_same_frames_of_every_encoder(hand_store):
     source = clip_source(open_store(hand_store), clips=6, first=2, queries=4)
+    few = clip_source(open_store(hand_store), queries=1)
+    assert few.values.shape[0] == 48 and set(few.frame_of) == {1, 3, 5, 7}
     assert source.fps == 8.0
     assert source.values.shape == (24, sum(len(target.columns) for target in CLIP_TARGETS))
     np.testing.assert_array_equal(source.frame_of[:4], [1, 3, 5, 7])
@@ -280,9 +292,14 @@ def test_clip_source_asks_the_same_frames_of_every_encoder(hand_store):
     np.testing.assert_array_equal(one[:, 0], stored[[1, 3, 5, 7]])
     np.testing.assert_array_equal(four[3], stored[[1, 3, 5, 7]])  # half the stored rate
     np.testing.assert_array_equal(four[0], stored[[0, 0, 0, 1]])
-    rows = np.argwhere(clip.segmentation[3] == 2)
     columns = {target.name: target.columns for target in CLIP_TARGETS}
-    np.testing.assert_allclose(source.values[1, columns["right hand 2D"]], rows.mean(axis=0)[::-1] + 0.5)
+    rows = np.argwhere(clip.segmentation[3] == 3)
+    np.testing.assert_allclose(source.values[1, columns["object 2D"]], rows.mean(axis=0)[::-1] + 0.5)
+    assert source.values[3, columns["hand-object distance"]].item() < 0.1
+    assert (
+        source.values[3, columns["hand-object distance"]].item()
+        < source.values[0, columns["hand-object distance"]].item()
+    )
     assert np.isnan(source.values[:, columns["left hand 2D"]]).all()
     assert np.isnan(source.values[:, columns["left contact"]]).all()
     assert source.values[3, columns["right contact"]] == 1
@@ -296,6 +313,8 @@ def test_a_store_without_masks_is_refused(square_store):
 def test_clips_beyond_the_store_are_refused(hand_store):
     with pytest.raises(ValueError, match="holds 48 clips"):
         clip_source(open_store(hand_store), clips=40, first=20)
+    with pytest.raises(ValueError, match="queries=5"):
+        clip_source(open_store(hand_store), queries=5)
 
 
 @pytest.fixture(scope="module")
@@ -306,7 +325,7 @@ def nano() -> EgoDTMEncoder:
 
 
 def test_the_probe_end_to_end(hand_store, nano):
-    data = SpatialData(sources=(clip_source(open_store(hand_store)),))
+    data = SpatialData(sources=(clip_source(open_store(hand_store), queries=4),))
     result = spatial_probe(nano, data=data, resamples=200)
     again = spatial_probe(nano, data=data, resamples=200)
     assert [metric.value for metric in result.metrics] == [metric.value for metric in again.metrics]
