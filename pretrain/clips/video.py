@@ -165,7 +165,24 @@ def _open(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoS
 
 
 def _undecodable(path: str | os.PathLike[str], error: Exception) -> VideoError:
-    return VideoError(path, VIDEO_UNDECODABLE, getattr(error, "strerror", None) or str(error))
+    return VideoError(path, VIDEO_UNDECODABLE, _words(error))
+
+
+def _words(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def _fault(
+    path: str | os.PathLike[str], container: InputContainer, stream: VideoStream, time_s: float, detail: str
+) -> VideoError:
+    """Why the decoding for a time failed: the time is outside, the file ends early, or else what ``detail`` says."""
+    stated_s = _stated_duration_s(container, stream)
+    if stated_s is not None and time_s > stated_s:
+        return VideoError(path, TIME_OUTSIDE, f"{time_s:.3f} s is after its end at {stated_s:.3f} s")
+    file_bytes = os.path.getsize(path)
+    if any(entry.pos + entry.size > file_bytes for entry in stream.index_entries):
+        return VideoError(path, VIDEO_TRUNCATED, "frames of its index lie beyond the end of the file")
+    return VideoError(path, VIDEO_UNDECODABLE, detail)
 
 
 def _near_groups(times_s: list[float]) -> list[list[float]]:
@@ -200,11 +217,7 @@ def _shown_frames(
                 return
             shown, shown_s = frame, frame_s
     except av.error.FFmpegError as error:
-        if stated_s is not None and waiting and waiting[-1] > stated_s:
-            raise VideoError(path, TIME_OUTSIDE, f"{waiting[-1]:.3f} s is after its end at {stated_s:.3f} s") from None
-        if _is_cut_short(path, stream):
-            raise VideoError(path, VIDEO_TRUNCATED, "frames of its index lie beyond the end of the file") from None
-        raise _undecodable(path, error) from None
+        raise _fault(path, container, stream, waiting[-1] if waiting else 0.0, _words(error)) from None
     # What is left lies after the last frame that could be decoded.
     end_s = shown_s + _frame_duration_s(stream, shown)
     for time_s in reversed(waiting):
@@ -233,7 +246,7 @@ def _decode_from(
         if key is not None and key.pts is not None and key.pts * tick_s - start_s <= time_s:
             break
         if step_s > time_s:
-            raise VideoError(path, VIDEO_UNDECODABLE, f"no key frame is found at or before {time_s:.3f} s")
+            raise _fault(path, container, stream, time_s, f"no key frame is found at or before {time_s:.3f} s")
     else:
         raise AssertionError("the last step is longer than any video")
     for packet in itertools.chain([key], packets):
@@ -283,11 +296,6 @@ def _stated_duration_s(container: InputContainer, stream: VideoStream) -> float 
     # Matroska states the time of its end, the others how long they last.
     before_s = _start_s(stream) if "matroska" in container.format.name else 0.0
     return container.duration / av.time_base - before_s
-
-
-def _is_cut_short(path: str | os.PathLike[str], stream: VideoStream) -> bool:
-    file_bytes = os.path.getsize(path)
-    return any(entry.pos + entry.size > file_bytes for entry in stream.index_entries)
 
 
 def _some_frame_times_s(container: InputContainer, stream: VideoStream) -> Float64[np.ndarray, " N"]:
