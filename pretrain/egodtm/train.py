@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pretrain.artifact import atomic_write_text, load_artifact, save_artifact
+from pretrain.artifact import atomic_write_text, load_artifact, save_artifact, sha256_file
 from pretrain.batches import BatchPlan
 from pretrain.checkpoints import Progress, open_run, refuse_foreign, run_lock
 from pretrain.clips.dataset import ClipDataset
@@ -20,6 +20,7 @@ from pretrain.egodtm.data import LoadBatch, split_clips
 from pretrain.egodtm.depth_decoder import DepthDecoderConfig
 from pretrain.egodtm.depth_losses import DEPTH_ERRORS
 from pretrain.egodtm.gradcache import GradCache
+from pretrain.egodtm.initialise import initialise
 from pretrain.egodtm.model import DECODER_SIZES, DEPTH_MEMORY, EgoDTM, EgoDTMConfig, LossConfig, egodtm_loss
 from pretrain.egodtm.text import TextConfig
 from pretrain.egodtm.validation import Validation, validate
@@ -27,6 +28,7 @@ from pretrain.egodtm.video_vit import VIDEO_SIZES, VideoViTConfig
 from pretrain.encoder import save_encoder
 from pretrain.loop import FREE_TRAINER_FIELDS, TrainerConfig, fit, make_fabric
 from pretrain.provenance import make_provenance
+from pretrain.zoo.clip_weights import weights_file
 
 MODELS = ("egodtm",)
 ENCODER_DIRECTORY = "encoder"
@@ -43,6 +45,7 @@ class PretrainConfig:
     Attributes:
         model: one of MODELS; size: a row of VIDEO_SIZES.
         data: directory of a clip store; out: directory of the run.
+        init: CLIP weights that the towers start from, a file or timm:<model>, see pretrain/zoo/clip_weights.py; null = random.
         seed: of the weights, the order of the clips, the augmentation and the choice of captions.
         overwrite: start again from nothing where `out` holds another run.
         frames: T; image_size: pixels, null = the size's own; stem: see VideoViTConfig; depth_scale: side of the depth
@@ -62,6 +65,7 @@ class PretrainConfig:
     out: str
     model: str = "egodtm"
     size: str = "tiny"
+    init: str | None = None
     seed: int = 0
     overwrite: bool = False
     frames: int = 4
@@ -179,7 +183,7 @@ def run(config: PretrainConfig) -> None:
 
 # Settings that came after the first runs. At its default each does what was done before it existed, so it is written
 # into a run's identity only where it is set: older runs go on under their own names.
-_LATER_FIELDS = ("contrastive", "depth_memory", "snapshots", "stem", "trainer.micro_batch")
+_LATER_FIELDS = ("contrastive", "depth_memory", "init", "snapshots", "stem", "trainer.micro_batch")
 
 
 def _identity(config: PretrainConfig, store: ClipStore) -> dict[str, Any]:
@@ -196,6 +200,9 @@ def _identity(config: PretrainConfig, store: ClipStore) -> dict[str, Any]:
         if at[field_name] == plain[field_name]:
             del at[field_name]
     identity["clips_sha256"] = store.manifest_sha256
+    if config.init is not None:
+        # A file is what is in it, wherever it lies.
+        identity["init"] = sha256_file(weights_file(config.init))
     return identity
 
 
@@ -222,6 +229,10 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = EgoDTM(model_config, name=config.name, depth_memory=config.depth_memory)
+    if config.init is not None:
+        lines = initialise(model, config.init)
+        if fabric.is_global_zero:
+            print("\n".join(lines))
 
     def loader(train: bool) -> LoadBatch:
         return LoadBatch(
@@ -290,7 +301,7 @@ def _save(directory: Path, config: PretrainConfig, model: EgoDTM, store: ClipSto
     training = dataclasses.asdict(config) | {"snapshots": list(config.snapshots)}
     provenance = make_provenance(
         seed=config.seed,
-        parents={},
+        parents={} if config.init is None else {"init": sha256_file(weights_file(config.init))},
         data={"clips": store.manifest_sha256},
         step=progress.step,
         wall_time_s=progress.wall_time_s,
