@@ -100,7 +100,8 @@ def run_import(config: ImportConfig) -> None:
     requests = _listed(SOURCES[config.source](annotations, videos, config), config.limit)
     with tempfile.TemporaryDirectory(prefix="egoarm-requests-") as place:
         table = RequestTable.write(Path(place), requests)
-        if not len(table):
+        entries = len(table)
+        if not entries:
             raise ValueError(
                 f"annotations={annotations}: no entry in it; expected the annotation file of {config.source}"
             )
@@ -112,7 +113,7 @@ def run_import(config: ImportConfig) -> None:
             seed=0,
             settings=_settings(config),
             versions={name: importlib.metadata.version(name) for name in _PACKAGES},
-            n_clips=len(table),
+            n_clips=entries,
             clips_per_shard=config.clips_per_shard,
             workers=config.workers,
             max_skipped_share=config.max_skipped_share,
@@ -128,7 +129,7 @@ def run_import(config: ImportConfig) -> None:
     )
     console = Console(soft_wrap=True, highlight=False)
     console.print(
-        f"{speed}{kept}: {result.clips} clips of {len(table)} entries in {result.shards} shards, {result.bytes / 1e6:.1f} MB, in {directory}",
+        f"{speed}{kept}: {result.clips} clips of {entries} entries in {result.shards} shards, {result.bytes / 1e6:.1f} MB, in {directory}",
         markup=False,
     )
     if result.skipped:

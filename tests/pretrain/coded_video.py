@@ -42,15 +42,18 @@ def write_video(
     first: int = 0,
     pictures: Sequence[np.ndarray] | None = None,
     key_every: int = 12,
+    pixels: str = "yuv420p",
 ) -> Path:
     """Frame i, at ``times_s[i]``, shows the number ``first + i`` (or the picture i)."""
     time_base = Fraction(1, 15360)
     pictures = [coded_picture(first + index) for index in range(len(times_s))] if pictures is None else pictures
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=30, options=options or {})
+        # The rate decides how long the last frame lasts.
+        rate = Fraction((len(times_s) - 1) / (times_s[-1] - times_s[0])).limit_denominator(1000)
+        stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = pixels
         stream.codec_context.time_base = time_base
         stream.codec_context.gop_size = key_every
         if rotation:

@@ -28,6 +28,8 @@ _ID_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]*")
 _MAX_KEY_LENGTH = 72
 # "#C C", "#O man X": who acts, in Ego4D's narrations, and no more than that.
 _ONLY_TAGS = re.compile(r"(#\w+|\b[A-Z]\b|[\s.,])*")
+# Bytes that were no UTF-8, as the readers keep them and as they are shown.
+_ESCAPED_BYTES = {0xDC00 + byte: f"\\x{byte:02x}" for byte in range(0x80, 0x100)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +74,10 @@ class LineError(ValueError):
 
 def skipped_line(error: LineError, *, source: str, key: str = "") -> Skipped:
     """The line as the store lists it. What is not UTF-8 is shown as ``\\xNN``."""
-    shown = [text.encode("utf-8", "backslashreplace").decode() for text in (key, source, error.detail[:200])]
+    shown = [
+        text.translate(_ESCAPED_BYTES).encode("utf-8", "backslashreplace").decode()
+        for text in (key, source, error.detail[:200])
+    ]
     return Skipped(key=shown[0], source=shown[1], reason=error.reason, detail=shown[2])
 
 
