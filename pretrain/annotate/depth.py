@@ -94,7 +94,7 @@ def estimate_depth(clip: Clip, teacher: DepthTeacher, *, align: bool) -> Float32
         StageFailed: the depth is NaN or infinite, or the same everywhere in a frame, or there is none.
     """
     depth = teacher.estimate(clip)
-    for frame, values in enumerate(depth):
+    for values in depth:
         known = values[values > 0] if teacher.metric else values
         if not np.isfinite(values).all():
             raise StageFailed("the depth is not finite")
@@ -102,7 +102,6 @@ def estimate_depth(clip: Clip, teacher: DepthTeacher, *, align: bool) -> Float32
             raise StageFailed("a frame has no known depth")
         if known.min() == known.max():
             raise StageFailed("the depth of a frame is constant")
-        del frame
     if teacher.metric:
         return depth
     assert clip.rgb is not None

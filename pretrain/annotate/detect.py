@@ -102,6 +102,18 @@ def valid_boxes(detections: Detections, height: int, width: int, frames: int) ->
     return kept, {reason: count for reason, count in sorted(counts.items()) if count}
 
 
+def set_broken_apart(found: Iterable[Detection]) -> tuple[list[Detection], list[Detection]]:
+    """(sound, broken): a broken box is not finite or has no area. The rules below want sound ones; a detector hands the
+    broken ones on as they are, so that :func:`valid_boxes` counts them."""
+    sound: list[Detection] = []
+    broken: list[Detection] = []
+    for one in found:
+        x1, y1, x2, y2 = one.box_xyxy
+        fine = all(map(math.isfinite, (*one.box_xyxy, one.score))) and x1 < x2 and y1 < y2
+        (sound if fine else broken).append(one)
+    return sound, broken
+
+
 def suppress(found: Sequence[Detection], *, threshold: float, nms: float) -> tuple[Detection, ...]:
     """Drops boxes with a score below `threshold`, and of two boxes of a kind that overlap by an IoU above `nms` the one
     with the lesser score (greedy non-maximum suppression)."""

@@ -5,19 +5,21 @@ the rules of `pretrain.annotate.detect` do. Input size and normalisation are tho
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from pretrain.annotate.detect import narrated_things, suppress, with_contacts, with_sides
+from pretrain.annotate.detect import box_iou, narrated_things, set_broken_apart, suppress, with_contacts, with_sides
 from pretrain.annotate.records import Detection, Detections
 from pretrain.annotate.weights import choose_device, load, load_model, transformers, weights_directory
 from pretrain.clips.schema import Clip
 
 HAND_QUERY = "hand"
 HELD_QUERY = "object in hand"
+_SAME_BOX_IOU = 0.5
 
 # (query, score, box) of one finding.
 _Found = tuple[str, float, tuple[float, float, float, float]]
@@ -66,11 +68,11 @@ class OpenVocabularyDetector:
             )
             for query, score, box in self._find(image, queries)
         ]
-        # A named thing says more than "object in hand" of the same box, so names survive.
-        kept = [one for one in suppress(found, threshold=self._threshold, nms=self._nms)]
-        kept = [_with_name(one, found, self._nms) for one in kept]
+        sound, broken = set_broken_apart(found)
+        kept = [_with_name(one, sound) for one in suppress(sound, threshold=self._threshold, nms=self._nms)]
         hands = with_sides([one for one in kept if one.kind == "hand"], width)
-        return with_contacts(hands, [one for one in kept if one.kind == "object"], height, width)
+        things = [one for one in kept if one.kind == "object"]
+        return (*with_contacts(hands, things, height, width), *broken)
 
     @torch.inference_mode()
     def _find(self, image: UInt8[np.ndarray, "H W 3"], queries: Sequence[str]) -> list[_Found]:
@@ -139,7 +141,9 @@ class Owlv2(OpenVocabularyDetector):
     model_class = "Owlv2ForObjectDetection"
 
     def _inputs(self, image: np.ndarray, queries: Sequence[str]) -> Any:
-        return self._processor(images=image, text=[[f"a photo of a {query}" for query in queries]], return_tensors="pt")
+        # Padded to the tokenizer's length (16), as the model was trained; a longer name loses its end.
+        text = [[f"a photo of a {query}" for query in queries]]
+        return self._processor(images=image, text=text, padding="max_length", truncation=True, return_tensors="pt")
 
     def _results(self, outputs: Any, inputs: Any, sizes: list[Any], queries: Sequence[str]) -> list[dict[str, Any]]:
         return self._processor.post_process_grounded_object_detection(
@@ -147,22 +151,12 @@ class Owlv2(OpenVocabularyDetector):
         )
 
 
-def _with_name(one: Detection, found: Sequence[Detection], nms: float) -> Detection:
-    """Gives a nameless thing the best name that was found for the same box."""
-    from dataclasses import replace
-
-    from pretrain.annotate.detect import box_iou
-
+def _with_name(one: Detection, found: Sequence[Detection]) -> Detection:
+    """Gives "object in hand" the best name from the narration that was found for about the same box."""
     if one.kind == "hand" or one.label:
         return one
-    names = [other for other in found if other.label and _area(other) > 0 and _area(one) > 0]
-    names = [other for other in names if box_iou(one.box_xyxy, other.box_xyxy) > max(nms, 0.5)]
+    names = [other for other in found if other.label and box_iou(one.box_xyxy, other.box_xyxy) > _SAME_BOX_IOU]
     return replace(one, label=max(names, key=lambda other: other.score).label) if names else one
-
-
-def _area(one: Detection) -> float:
-    x1, y1, x2, y2 = one.box_xyxy
-    return max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
 
 
 OPEN_VOCABULARY: dict[str, Callable[..., OpenVocabularyDetector]] = {"grounding-dino": GroundingDino, "owlv2": Owlv2}

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.annotate.detect import middle, suppress, touches
+from pretrain.annotate.detect import middle, set_broken_apart, suppress, touches
 from pretrain.annotate.records import CONTACT_STATES, SIDES, Detection, Detections, StageFailed
 from pretrain.clips.schema import Clip
 
 ROW_NUMBERS = 10
-# The detector's offsets are stored divided by this, in pixels of its input.
-_OFFSET_SCALE = 1000.0
+# The detector gives magnitudes divided by this.
+_OFFSET_SCALE = 10_000.0
 _ROWS_OF_HANDS = 2  # in STAR-HOI's arrays rows 0 and 1 are hands, 2 and 3 things
 
 
@@ -62,10 +62,8 @@ class HandObjectRows:
             raise StageFailed("no file of detections") from None
         except (ValueError, OSError, EOFError, zipfile.BadZipFile):
             raise StageFailed("the file of detections is damaged") from None
-        if isinstance(arrays, np.ndarray):
-            rows = rows_of_parts(arrays, len(clip.rgb))
-        else:
-            rows = _rows_of_frames(arrays)
+        plain = isinstance(arrays, np.ndarray)
+        rows = rows_of_parts(arrays, len(clip.rgb)) if plain else _rows_of_frames(arrays)
         return read_rows(rows, threshold=self._threshold, nms=self._nms)
 
 
@@ -167,9 +165,8 @@ def read_rows(rows: _Rows, *, threshold: float, nms: float) -> Detections:
     detections: Detections = {}
     for frame, (hand_rows, object_rows) in sorted(rows.items()):
         hands = [(_hand(row), row) for row in hand_rows]
-        kept = suppress(
-            [*(hand for hand, _ in hands), *(_thing(row) for row in object_rows)], threshold=threshold, nms=nms
-        )
+        sound, broken = set_broken_apart([*(hand for hand, _ in hands), *(_thing(row) for row in object_rows)])
+        kept = suppress(sound, threshold=threshold, nms=nms)
         things = [one for one in kept if one.kind == "object"]
         wearer: dict[str | None, Detection] = {}
         for one in kept:  # the best score first
@@ -181,15 +178,15 @@ def read_rows(rows: _Rows, *, threshold: float, nms: float) -> Detections:
                 held = touched_thing(hand, row, things)
                 if things[held].held_by is None:
                     things[held] = replace(things[held], held_by=hand.side)
-        detections[frame] = (*wearer.values(), *things)
+        detections[frame] = (*wearer.values(), *things, *broken)
     return detections
 
 
 def touched_thing(hand: Detection, row: np.ndarray, things: list[Detection]) -> int:
     """Index of the thing whose middle is nearest to where the hand's offset points.
 
-    The offset is a magnitude (in thousands of pixels) along a unit vector from the middle of the hand's box. The pixel of
-    that scale is the detector's, whose input has other sides than the frame, so among things the nearest wins, however far.
+    The offset is a magnitude (in ten-thousands of pixels) along a unit vector from the middle of the hand's box. However
+    far the nearest is, it wins: the hand is said to touch something.
     """
     x, y = middle(hand.box_xyxy)
     offset = np.nan_to_num(row[6:9])
