@@ -92,7 +92,7 @@ def skipped_table(skipped: dict[str, int], directory: Path) -> Table:
         "skipped because", "clips", title=escape(f"skipped: see {directory / SKIPPED_NAME}"), title_justify="left"
     )
     for reason, count in skipped.items():
-        table.add_row(reason, str(count))
+        table.add_row(escape(reason), str(count))
     table.add_row("all reasons", str(sum(skipped.values())))
     return table
 

@@ -17,7 +17,8 @@ import pytest
 from pretrain.clips import build, shards
 from pretrain.clips.build import build_store
 from pretrain.clips.schema import Clip
-from pretrain.clips.store import open_store
+from pretrain.clips.skipping import Skipped, SkipTally
+from pretrain.clips.store import open_store, stream
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = {"size": 8, "colors": [1, 2]}
@@ -262,3 +263,148 @@ def _environment(process: Path) -> bytes:
         return (process / "environ").read_bytes()
     except OSError:
         return b""
+
+
+# --- clips that cannot be made ---
+
+# A hole in the first shard, the whole of the second, and one in the last: clips 0..9, 4 a shard.
+HOLES = {1: "empty narration", 4: "video missing", 5: "video missing", 6: "video missing", 7: "video missing", 9: "ä"}
+
+
+def holed_clip(index: int, calls: list[int] | None = None, holes: dict[int, str] = HOLES) -> Clip | Skipped:
+    if calls is not None:
+        calls.append(index)
+    if index in holes:
+        return Skipped(key=f"made-{index:04d}", source=f"{index}.mp4", reason=holes[index], detail="ü\n")
+    return made_clip(index)
+
+
+def stop_at_eight(index: int) -> Clip | Skipped:
+    if index == 8:
+        raise KeyboardInterrupt
+    return holed_clip(index)
+
+
+def test_skipped_clips_are_counted_and_listed(tmp_path):
+    result = make(tmp_path / "a", generate=holed_clip)
+    assert (result.clips, result.shards, result.kept_clips) == (4, 2, 0)
+    assert result.skipped == {"video missing": 4, "empty narration": 1, "ä": 1}
+    make(tmp_path / "b", generate=holed_clip, workers=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    # The shard without a clip has no tar.
+    assert list(contents(tmp_path / "a")) == ["manifest.json", "shard-000000.tar", "shard-000002.tar", "skipped.jsonl"]
+    store = open_store(tmp_path / "a")
+    store.verify()
+    assert store.manifest["skipped"] == result.skipped and store.manifest["totals"]["clips"] == len(store) == 4
+    assert store.keys == ["made-0000", "made-0002", "made-0003", "made-0008"]
+    assert [store.read(index).narration[-1] for index in range(4)] == list("0238")
+    assert [clip.key for clip in stream(tmp_path / "a")] == store.keys
+    rows = [json.loads(line) for line in (tmp_path / "a" / "skipped.jsonl").read_text().splitlines()]
+    assert [row["index"] for row in rows] == sorted(HOLES)
+    assert rows[0] == {
+        "index": 1, "key": "made-0001", "source": "1.mp4", "reason": "empty narration", "detail": "ü\n"
+    }  # fmt: skip
+
+
+def test_a_manifest_without_skips_does_not_speak_of_them(tmp_path):
+    make(tmp_path / "a")
+    assert "skip" not in (tmp_path / "a" / "manifest.json").read_text()
+
+
+def test_a_finished_store_with_holes_is_left_as_it_is(tmp_path):
+    first = make(tmp_path / "a", generate=holed_clip)
+    before = contents(tmp_path / "a")
+    calls: list[int] = []
+    again = make(tmp_path / "a", generate=partial(holed_clip, calls=calls))
+    assert calls == [] and again.skipped == first.skipped and again.kept_clips == again.clips == 4
+    assert contents(tmp_path / "a") == before
+
+
+def test_a_stopped_run_with_holes_goes_on(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        make(tmp_path / "a", generate=stop_at_eight)
+    assert list(contents(tmp_path / "a")) == ["shard-000000.json", "shard-000000.tar", "shard-000001.json"]
+    calls: list[int] = []
+    make(tmp_path / "a", generate=partial(holed_clip, calls=calls))
+    assert calls == [8, 9]
+    make(tmp_path / "b", generate=holed_clip)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_store_with_holes_grows_to_what_one_run_would_have_made(tmp_path):
+    make(tmp_path / "a", 6, generate=holed_clip)
+    calls: list[int] = []
+    make(tmp_path / "a", 10, generate=partial(holed_clip, calls=calls))
+    assert calls == list(range(4, 10))
+    make(tmp_path / "b", 10, generate=holed_clip)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    with pytest.raises(ValueError, match="already holds 10 clips, more than n=6"):
+        make(tmp_path / "a", 6, generate=holed_clip)
+
+
+@pytest.mark.parametrize("harm", ["delete", "alter"])
+def test_a_lost_list_of_skips_is_made_again(tmp_path, harm):
+    make(tmp_path / "a", generate=holed_clip)
+    before = contents(tmp_path / "a")
+    listed = tmp_path / "a" / "skipped.jsonl"
+    listed.unlink() if harm == "delete" else listed.write_text("nonsense")
+    make(tmp_path / "a", generate=holed_clip)
+    assert contents(tmp_path / "a") == before
+
+
+def test_skipped_clips_are_tried_again_when_asked(tmp_path):
+    make(tmp_path / "a", generate=holed_clip)
+    calls: list[int] = []
+    mended = partial(holed_clip, calls=calls, holes={9: "ä"})
+    make(tmp_path / "a", generate=mended, retry_skipped=True)
+    assert calls == list(range(10))
+    make(tmp_path / "b", generate=partial(holed_clip, holes={9: "ä"}))
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    calls.clear()
+    make(tmp_path / "a", generate=partial(holed_clip, calls=calls, holes={}), retry_skipped=True)
+    assert calls == [8, 9]
+    make(tmp_path / "c")
+    assert contents(tmp_path / "a") == contents(tmp_path / "c")  # nothing is left of the list
+
+
+def test_no_clip_at_all_is_an_error(tmp_path):
+    holes = dict.fromkeys(range(10), "video missing") | {3: "empty narration"}
+    with pytest.raises(ValueError, match=r"all 10 clips were skipped, .*: video missing \(9\), empty narration \(1\)"):
+        make(tmp_path / "a", generate=partial(holed_clip, holes=holes))
+    with pytest.raises(FileNotFoundError, match=r"manifest\.json"):
+        open_store(tmp_path / "a")
+
+
+def every_third(index: int) -> Clip | Skipped:
+    if index % 3:
+        return Skipped(key=str(index), source="", reason=f"reason {index % 7 // 2}")
+    return made_clip(index)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_too_many_skips_stop_the_run(tmp_path, workers):
+    settings = {"generate": every_third, "workers": workers, "clips_per_shard": 10}
+    with pytest.raises(
+        ValueError, match=r"of the first \d+ clips were skipped, .*max_skipped_share=0\.5 allows: reason"
+    ):
+        make(tmp_path / "a", 200, max_skipped_share=0.5, **settings)
+    assert not any(name.startswith(".") or name == "manifest.json" for name in contents(tmp_path / "a"))
+    assert make(tmp_path / "a", 200, max_skipped_share=0.7, **settings).clips == 67
+    make(tmp_path / "b", 200, **settings)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_share_is_not_looked_at_before_100_clips(tmp_path):
+    assert make(tmp_path / "a", 99, generate=every_third, max_skipped_share=0.0, clips_per_shard=50).clips == 33
+
+
+def test_the_error_shows_the_three_commonest_reasons():
+    with SkipTally(Path("store"), 1000, 99, (), 0.0) as tally:
+        tally("")
+        with pytest.raises(ValueError, match=r"1 of the first 101 clips .* allows: a \(1\); mend"):
+            tally("a")
+        for reason in "bbbccccdd":
+            with pytest.raises(ValueError):
+                tally(reason)
+        with pytest.raises(ValueError, match=r"allows: c \(4\), b \(3\), d \(3\); mend"):
+            tally("d")

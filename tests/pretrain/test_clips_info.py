@@ -10,6 +10,7 @@ from pretrain.clips.build import build_store
 from pretrain.clips.contact_sheet import draw_contact_sheet
 from pretrain.clips.info import InfoConfig, run_info
 from pretrain.clips.schema import Clip
+from pretrain.clips.skipping import Skipped
 
 SIZE, FRAMES = 32, 6
 
@@ -90,3 +91,24 @@ def test_contact_sheet_without_a_modality(tmp_path, missing):
 def test_wrong_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         InfoConfig(**{"path": "x", **changes})
+
+
+def test_says_what_was_skipped(tmp_path, capsys):
+    def holed(index: int) -> Clip | Skipped:
+        return Skipped(key=f"made-{index}", source="a", reason="video [cut] short") if index % 2 else made_clip(index)
+
+    build_store(
+        tmp_path / "[store]", holed, kind="made", seed=7, settings={}, versions={},
+        n_clips=5, clips_per_shard=2, workers=1,
+    )  # fmt: skip
+    run_info(InfoConfig(path=str(tmp_path / "[store]"), clips=0))
+    said = capsys.readouterr().out
+    for part in (
+        "3 made clips",
+        "see",
+        "[store]/skipped.jsonl",
+        "skipped because",
+        "video [cut] short │ 2",
+        "all reasons",
+    ):
+        assert part in said, part
