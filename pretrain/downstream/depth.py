@@ -151,10 +151,15 @@ class _Ridge:
     def __init__(self, x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor) -> None:
         self.mean_map = (y * weight).sum(dim=0) / weight.sum(dim=0).clamp(min=1e-6)
         self.mean_token = x.mean(dim=0)
-        centred = (x - self.mean_token).flatten(0, 1)
-        # A cell counts by how much of it is known; unknown pixels count as the mean map.
+        centred = (x - self.mean_token).flatten(0, 1).double()
+        # A cell counts by how much of it is known; its unknown pixels follow the known ones.
         residual = ((y - self.mean_map) * weight).flatten(0, 1).double()
-        features = centred.double()
+        known = weight.flatten(0, 1).double()
+        share = known.mean(dim=1, keepdim=True)
+        middle = residual.sum(dim=1, keepdim=True) / known.sum(dim=1, keepdim=True).clamp(min=1)
+        residual = residual + (1 - known) * middle
+        features = centred * share.sqrt()
+        residual = residual * share.sqrt()
         self._values, self._vectors = torch.linalg.eigh(features.T @ features)
         self._projected = self._vectors.T @ (features.T @ residual)
 

@@ -75,7 +75,7 @@ class Extractor:
         self.frames = frames
         self.grid = (frames, *spec.grid[1:])
         self._batch_size = batch_size
-        self._device = device
+        self.device = device
         key = hashlib.sha256(f"{subject.fingerprint} {source.sha256} {frames}".encode()).hexdigest()[:32]
         self._pooled_file = None if cache is None else cache / f"{key}-pooled.npz"
         self._tokens_file = None if cache is None else cache / f"{key}-tokens.npz"
@@ -166,7 +166,7 @@ class Extractor:
     @torch.inference_mode()
     def _forward(self, videos: np.ndarray) -> tuple[Float32[np.ndarray, "b D"], Float32[np.ndarray, "b N D"]]:
         encoder = self.subject.encoder
-        video = torch.from_numpy(videos).to(self._device)
+        video = torch.from_numpy(videos).to(self.device)
         alone = encoder.spec.frames == 1 and self.frames > 1
         if alone:
             video = video.flatten(0, 1).unsqueeze(1)

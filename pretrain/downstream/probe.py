@@ -234,7 +234,7 @@ def _measure_one(
             encoder=extractor.subject.name,
             encoder_sha256=extractor.subject.sha256,
             metrics=() if outcome is None else outcome.metrics,
-            protocol=protocol,
+            protocol=protocol if outcome is None else protocol | dict(outcome.protocol),
             notes=notes if outcome is None else (*notes, *outcome.notes),
             missing={"": NEEDS_TEXT} if outcome is None else outcome.missing,
         )

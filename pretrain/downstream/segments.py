@@ -238,9 +238,55 @@ def square(frames: UInt8[np.ndarray, "T H0 W0 3"], size: int, crop: float) -> UI
     return crop_video(frames, box, size)
 
 
+class StoreSpans(StoreVideos):
+    """A store of clips cut from longer videos, as `egoarm clips import` makes it: a piece of a video is looked for in the
+    clips of that video, by their meta's "video_uid" or "video_id" and "start_s".
+
+    Raises:
+        ValueError: no clip says which video it is of.
+    """
+
+    def __init__(self, store: ClipStore | str | os.PathLike[str]) -> None:
+        super().__init__(store)
+        self._spans: dict[str, list[tuple[float, str]]] = {}
+        for key, index in self._index.items():
+            meta = self.store.read(index, ("meta",)).meta
+            video = meta.get("video_uid", meta.get("video_id"))
+            if isinstance(video, str) and isinstance(meta.get("start_s"), int | float):
+                self._spans.setdefault(video, []).append((float(meta["start_s"]), key))
+        if not self._spans:
+            raise ValueError(
+                f"videos={self.store.path}: no clip of this store says which video it is cut from; give a store of "
+                "egoarm clips import, or the video files themselves"
+            )
+
+    def has(self, video: str) -> bool:
+        return video in self._spans
+
+    def resolve(self, segment: Segment) -> Segment:
+        """The part of a clip that shows most of it.
+
+        Raises:
+            ValueError: no clip shows half of it, or its end is not known.
+        """
+        if segment.video in self._index:
+            return super().resolve(segment)
+        if not math.isfinite(segment.end_s):
+            raise ValueError(f"{segment.video}: a whole video is asked for; give the video files, not clips of them")
+        best = Segment(segment.video, 0.0, 0.0)
+        for start_s, key in self._spans.get(segment.video, ()):
+            begin = max(segment.start_s - start_s, 0.0)
+            end = min(segment.end_s - start_s, self._clip_duration(key))
+            if end - begin > best.end_s - best.start_s:
+                best = Segment(key, round(begin, 6), round(end, 6))
+        if best.end_s - best.start_s < 0.5 * (segment.end_s - segment.start_s):
+            raise ValueError(f"no clip of {self.store.path} shows it from {segment.start_s:g} to {segment.end_s:g} s")
+        return best
+
+
 def open_videos(path: str | os.PathLike[str]) -> VideoSource:
     """A clip store if `path` holds a manifest, else a directory of video files."""
-    return StoreVideos(path) if is_store(path) else FileVideos(path)
+    return StoreSpans(path) if is_store(path) else FileVideos(path)
 
 
 def is_store(path: str | os.PathLike[str]) -> bool:

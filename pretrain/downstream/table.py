@@ -13,6 +13,8 @@ from pretrain.downstream.ek100_cls import evaluate_ek100_cls, read_ek100_cls
 from pretrain.downstream.ek100_mir import evaluate_ek100_mir, read_ek100_mir
 from pretrain.downstream.features import Extractor
 from pretrain.downstream.nlq import evaluate_nlq, read_nlq
+from pretrain.downstream.spatial_scores import SUMMARY
+from pretrain.downstream.spatial_twin import evaluate_spatial, read_no_spatial, spatial_task
 from pretrain.downstream.task import Outcome, Task
 
 
@@ -78,6 +80,11 @@ BENCHMARKS: dict[str, Benchmark] = {
     "depth": Benchmark(
         about="depth by a linear head on frozen tokens, and by the model's decoder",
         needs_text=False, read=_read_no_depth, twin=twin.depth_twin, evaluate=evaluate_depth, needs_tokens=True,
+    ),
+    "spatial": Benchmark(
+        about="places of hands and objects by ridge regression from frozen tokens",
+        needs_text=False, read=read_no_spatial, twin=spatial_task, evaluate=evaluate_spatial,
+        is_headline=lambda metric: SUMMARY in metric,
     ),
 }  # fmt: skip
 

@@ -66,11 +66,13 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """Figures of one encoder; `missing`: metric (or "" for all) -> why there is none."""
+    """Figures of one encoder; `missing`: metric (or "" for all) -> why there is none; `protocol`: what the evaluation adds to
+    the task's."""
 
     metrics: tuple[Metric, ...]
     missing: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    protocol: Mapping[str, Any] = field(default_factory=dict)
 
 
 def counted(reasons: Mapping[str, int]) -> tuple[str, ...]:
