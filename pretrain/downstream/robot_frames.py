@@ -43,7 +43,7 @@ class RobotFramesConfig:
 
     Attributes:
         task: a key of envs.tasks.TASKS of Meta-World; level: a key of envs.shifts.LEVELS.
-        episodes: seeds `first_seed` and up, one episode each, kept whether the expert succeeds or not.
+        episodes: seeds `first_seed` and up, one episode and one appearance each, kept whether the expert succeeds or not.
         queries: labelled frames an episode, evenly from its first to its last stored frame.
         image_size: side in pixels.
         every_steps: control steps between stored frames; 5 is 16 frames a second, which holds the history of encoders of 8
@@ -53,9 +53,9 @@ class RobotFramesConfig:
 
     task: str
     level: str = "varied-2"
-    episodes: int = 40
+    episodes: int = 80
     first_seed: int = 90_000
-    queries: int = 8
+    queries: int = 4
     image_size: int = 128
     every_steps: int = 5
     noise: float = 0.25

@@ -8,16 +8,17 @@ Until the probe command has this benchmark, run it as a module:
 """
 
 import argparse
+import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float32, Float64, Shaped
+from jaxtyping import Bool, Float32, Float64, Int64, Shaped
 from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
@@ -111,21 +112,43 @@ def spatial_probe(
     Raises:
         ValueError: a source has fewer scenes than folds, or an encoder gives features that are not finite.
     """
+
+    def predict(source: SpatialSource, fold: np.ndarray) -> Predictions:
+        features = encode(encoder, source, batch=batch, device=device)
+        return {
+            pooling: cross_fit(
+                lambda train, gram=gram: gram(features, train, seed), source.values, source.scene_of, fold
+            )
+            for pooling, gram in POOLINGS.items()
+        }
+
+    name, sha256 = encoder.spec.name, encoder.spec.weights_sha256
+    return score(name, sha256, predict, data=data, seed=seed, folds=folds, resamples=resamples)
+
+
+# By pooling: predictions of rows whose scene was held out, and the mean predictor's.
+Predictions = Mapping[str, tuple[Float64[np.ndarray, "n C"], Float64[np.ndarray, "n C"]]]
+
+
+def score(
+    name: str,
+    sha256: str,
+    predict: Callable[[SpatialSource, Int64[np.ndarray, " n"]], Predictions],
+    *,
+    data: SpatialData,
+    seed: int,
+    folds: int,
+    resamples: int,
+) -> BenchmarkResult:
+    """The figures of whatever predicts: `predict` gets a source and the fold that holds each of its rows out."""
     metrics: list[Metric] = []
     errors: dict[str, dict[str, SceneErrors]] = {pooling: {} for pooling in POOLINGS}
     weights: dict[str, np.ndarray] = {}
     for number, source in enumerate(data.sources):
         fold = fold_of_groups(len(source.scenes), folds, seed)[source.scene_of]
-        features = encode(encoder, source, batch=batch, device=device)
         weights[source.name] = scene_weights(len(source.scenes), resamples, seed + number)
         targets = varying_targets(source)
-        for pooling, gram in POOLINGS.items():
-            predicted, mean = cross_fit(
-                lambda train, gram=gram, features=features: gram(features, train, seed),
-                source.values,
-                source.scene_of,
-                fold,
-            )
+        for pooling, (predicted, mean) in predict(source, fold).items():
             own = scene_errors(source, targets, predicted, mean)
             errors[pooling][source.name] = own
             metrics += target_metrics(source.name, pooling, own, weights[source.name])
@@ -133,13 +156,14 @@ def spatial_probe(
     summaries = []
     if len(data.sources) > 1:
         summaries += [summary_metric("all", pooling, errors[pooling], weights) for pooling in POOLINGS]
-    for source in data.sources:
-        name = source.name
-        summaries += [summary_metric(name, pooling, {name: errors[pooling][name]}, weights) for pooling in POOLINGS]
+    for source in (source.name for source in data.sources):
+        summaries += [
+            summary_metric(source, pooling, {source: errors[pooling][source]}, weights) for pooling in POOLINGS
+        ]
     return BenchmarkResult(
         benchmark=BENCHMARK,
-        encoder=encoder.spec.name,
-        encoder_sha256=encoder.spec.weights_sha256,
+        encoder=name,
+        encoder_sha256=sha256,
         metrics=(*summaries, *metrics),
         protocol=_protocol(data, seed=seed, folds=folds),
         notes=_notes(data),
@@ -273,16 +297,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=1, help="frames asked about a clip")
     parser.add_argument("--tasks", nargs="*", default=[], help="tasks of Meta-World, e.g. metaworld/drawer-open")
     parser.add_argument("--level", default="varied-2", help="appearance of the robot frames")
-    parser.add_argument("--episodes", type=int, default=40)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--episodes", type=int, default=80, help="of each task")
+    parser.add_argument("--seed", type=int, default=0, help="of the folds, and of random encoders")
+    parser.add_argument(
+        "--ceiling",
+        type=int,
+        default=0,
+        metavar="STEPS",
+        help="also train a small conv net on the labels, for so many steps",
+    )
     parser.add_argument("--cache", default="out/cache/spatial", help="where robot frames are kept")
     options = parser.parse_args(arguments)
     sources = []
     start = time.perf_counter()
     if options.store:
-        sources.append(
-            clip_source(open_store(options.store), clips=options.clips, first=options.first, queries=options.queries)
-        )
+        store = open_store(options.store)
+        taken = range(options.first, len(store) if options.clips is None else options.first + options.clips)
+        sources.append(clip_source(store, indices=taken, queries=options.queries))
     if options.tasks:
         from pretrain.downstream.robot_frames import RobotFramesConfig, robot_source
 
@@ -299,10 +330,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results = []
     for name in dict.fromkeys([*map(find_encoder, options.encoders), "pixels-16x16"]):
         encoder = load_encoder(name, seed=options.seed)
-        start = time.perf_counter()
+        start, busy = time.perf_counter(), time.process_time()
         result = spatial_probe(encoder, data=data, seed=options.seed)
-        results.append(BenchmarkResult(**(vars(result) | {"encoder": name})))
-        console.print(f"{name}: {time.perf_counter() - start:.0f} s")
+        results.append(dataclasses.replace(result, encoder=name))
+        console.print(f"{name}: {time.perf_counter() - start:.0f} s ({time.process_time() - busy:.0f} s of one core)")
+    if options.ceiling:
+        from pretrain.downstream.spatial_ceiling import conv_ceiling
+
+        start = time.perf_counter()
+        results.append(conv_ceiling(data, steps=options.ceiling, seed=options.seed))
+        console.print(f"{results[-1].encoder}: {time.perf_counter() - start:.0f} s")
     print_results(results, console)
 
 

@@ -5,6 +5,7 @@ Axes:  S scenes (clips or episodes), F stored frames of a scene, n rows (query f
 A row is one query frame; the encoder sees it as the newest of its T frames, with earlier frames of the same scene before it.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -119,32 +120,30 @@ CLIP_TARGETS = number_targets(
 
 
 def clip_source(
-    store: ClipStore, *, clips: int | None = None, first: int = 0, queries: int = 1, name: str = "clips"
+    store: ClipStore, *, indices: Sequence[int] | None = None, queries: int = 1, name: str = "clips"
 ) -> SpatialSource:
-    """The query frames and labels of clips `first` to `first + clips - 1` of a store (None = to its end).
+    """The query frames and labels of the clips `indices` of a store (None = all).
 
     A clip is asked about at `queries` of MOMENTS moments, the ends of as many equal parts, drawn from the clip's index: all
     encoders answer the same questions, and short histories are real. One query a clip reads most from a given number of frames:
     in scenes of many looks it is the scenes that a regression runs short of.
 
     Raises:
-        ValueError: the store lacks a modality that the labels come from, or does not hold that many clips.
+        ValueError: the store lacks a modality that the labels come from, or a clip of `indices`.
     """
     if missing := [modality for modality in _NEEDED if modality not in store.manifest["modalities"]]:
         raise ValueError(
             f"{store.path}: the spatial probe needs {', '.join(missing)}, which this store does not have; "
             "use a store of `egoarm clips synth`"
         )
-    count = len(store) - first if clips is None else clips
+    indices = range(len(store)) if indices is None else list(indices)
+    if len(indices) == 0 or min(indices) < 0 or max(indices) >= len(store):
+        raise ValueError(f"{store.path} holds clips 0 to {len(store) - 1}; the spatial probe was given {indices}")
     if not 1 <= queries <= MOMENTS:
         raise ValueError(f"queries={queries}: expected 1 to {MOMENTS} a clip")
-    if first < 0 or count < 1 or first + count > len(store):
-        raise ValueError(
-            f"clips={clips} from first={first}: {store.path} holds {len(store)} clips, at least one is needed"
-        )
     scene_of, frame_of, values, keys = [], [], [], []
     size = rate = None
-    for scene, index in enumerate(range(first, first + count)):
+    for scene, index in enumerate(indices):
         times_s = store.read(index, ("rgb_times_s",)).rgb_times_s
         assert times_s is not None
         if len(times_s) < MOMENTS:
@@ -165,7 +164,7 @@ def clip_source(
             rate = (len(times_s) - 1) / (times_s[-1] - times_s[0]) if len(times_s) > 1 else 1.0
 
     def load(scene: int) -> np.ndarray:
-        rgb = store.read(first + scene, ("rgb",)).rgb
+        rgb = store.read(indices[scene], ("rgb",)).rgb
         assert rgb is not None
         return rgb
 
@@ -182,8 +181,8 @@ def clip_source(
         identity={
             "kind": "clips",
             "manifest_sha256": store.manifest_sha256,
-            "first": first,
-            "clips": count,
+            "clips": len(keys),
+            "keys_sha256": hashlib.sha256("\n".join(keys).encode()).hexdigest(),
             "queries": queries,
             "image_size": [int(side) for side in size],
         },

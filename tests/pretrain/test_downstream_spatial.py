@@ -17,6 +17,7 @@ from pretrain.clips.store import open_store
 from pretrain.downstream import spatial
 from pretrain.downstream.robot_frames import ROBOT_TARGETS, RobotFramesConfig, robot_source
 from pretrain.downstream.spatial import SpatialData, encode, spatial_probe
+from pretrain.downstream.spatial_ceiling import conv_ceiling
 from pretrain.downstream.spatial_ridge import (
     cross_fit,
     fold_of_groups,
@@ -280,7 +281,7 @@ def test_places_by_hand():
 
 
 def test_clip_source_asks_the_same_frames_of_every_encoder(hand_store):
-    source = clip_source(open_store(hand_store), clips=6, first=2, queries=4)
+    source = clip_source(open_store(hand_store), indices=range(2, 8), queries=4)
     few = clip_source(open_store(hand_store), queries=1)
     assert few.values.shape[0] == 48 and set(few.frame_of) == {1, 3, 5, 7}
     assert source.fps == 8.0
@@ -311,8 +312,8 @@ def test_a_store_without_masks_is_refused(square_store):
 
 
 def test_clips_beyond_the_store_are_refused(hand_store):
-    with pytest.raises(ValueError, match="holds 48 clips"):
-        clip_source(open_store(hand_store), clips=40, first=20)
+    with pytest.raises(ValueError, match="holds clips 0 to 47"):
+        clip_source(open_store(hand_store), indices=[3, 48])
     with pytest.raises(ValueError, match="queries=5"):
         clip_source(open_store(hand_store), queries=5)
 
@@ -359,8 +360,16 @@ def summary_of(result, pooling: str) -> float:
     return next(metric.value for metric in result.metrics if metric.name == f"clips: {SUMMARY} ({pooling})")
 
 
+def test_a_net_trained_on_the_labels_reads_them(hand_store):
+    data = SpatialData(sources=(clip_source(open_store(hand_store), queries=4),))
+    trained = conv_ceiling(data, steps=40, side=32, folds=2, resamples=50)
+    assert summary_of(trained, "grid") < 0.9
+    pixels = spatial_probe(load_encoder("pixels-16x16"), data=data, folds=2, resamples=50)
+    assert len(compare_spatial(trained, pixels, resamples=50)) == len(spatial.POOLINGS)
+
+
 def test_features_come_in_the_order_of_the_rows(hand_store, nano):
-    source = clip_source(open_store(hand_store), clips=5, queries=2)
+    source = clip_source(open_store(hand_store), indices=range(5), queries=2)
     many, few = encode(nano, source, batch=64), encode(nano, source, batch=1)
     np.testing.assert_allclose(many.pooled, few.pooled, atol=1e-5)
     video = torch.from_numpy(source.windows(4, 2, 8.0))
@@ -375,7 +384,7 @@ def test_features_that_are_not_finite_are_refused(hand_store, nano):
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
     with pytest.raises(ValueError, match=r"'broken'.*not finite"):
-        encode(broken, clip_source(open_store(hand_store), clips=4))
+        encode(broken, clip_source(open_store(hand_store), indices=range(4)))
 
 
 # ------------------------------------------------------------------------------------------------------------------ robot
