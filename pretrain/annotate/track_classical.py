@@ -9,6 +9,7 @@ Axes: T frames, N labels (0 the background, then the followed things), H W pixel
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -32,7 +33,18 @@ _FLOW_SCALE = 3
 # Share of the box that a thing fills, before anything else is known.
 _FILL = {"hand": 0.4, "object": 0.65}
 
+# Neighbours that are asked: the 24 around a pixel.
+_OFFSETS = tuple(
+    (dy, dx)
+    for dy in range(-_SMOOTHING_RADIUS, _SMOOTHING_RADIUS + 1)
+    for dx in range(-_SMOOTHING_RADIUS, _SMOOTHING_RADIUS + 1)
+    if (dy, dx) != (0, 0)
+)
+# px of background around where things may be.
+_MARGIN = 12
+
 Maps = Float32[np.ndarray, "N H W"]
+Window = tuple[slice, slice]
 
 
 class ClassicalTracker:
@@ -80,7 +92,7 @@ class _Video:
         index = (self.lab / steps).astype(np.int64)
         self.bins: Int64[np.ndarray, "T H W"] = np.ravel_multi_index(tuple(np.moveaxis(index, -1, 0)), _BINS)
         self.inverse = None if clip.depth is None else _scaled_inverse(clip.depth)
-        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
         self._grey = [
             cv2.resize(
                 cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), None, fx=_FLOW_SCALE, fy=_FLOW_SCALE,
@@ -88,7 +100,6 @@ class _Video:
             )
             for frame in clip.rgb
         ]  # fmt: skip
-        self._alike: dict[int, list[np.ndarray]] = {}
 
     def flow(self, frame: int, other: int) -> Float32[np.ndarray, "H W 2"]:
         """Where each pixel of `frame` is in `other`, as an offset in px."""
@@ -96,29 +107,37 @@ class _Video:
         height, width = self.shape
         return cv2.resize(flow, (width, height), interpolation=cv2.INTER_AREA) / _FLOW_SCALE
 
-    def alike(self, frame: int) -> list[tuple[int, int, np.ndarray]]:
-        """(dy, dx, likeness [H, W] in [0, 1]) of each pixel and its neighbour at that offset."""
-        if frame not in self._alike:
-            lab = self.lab[frame].astype(np.float32)
-            radius = _SMOOTHING_RADIUS
-            pairs = []
-            for dy in range(-radius, radius + 1):
-                for dx in range(-radius, radius + 1):
-                    if (dy, dx) == (0, 0):
-                        continue
-                    distance = ((lab - _shift(lab, dy, dx)) ** 2).sum(-1) / (2 * _COLOUR_SIGMA**2)
-                    if self.inverse is not None:
-                        inverse = self.inverse[frame]
-                        distance = distance + (inverse - _shift(inverse, dy, dx)) ** 2 / (2 * _DEPTH_SIGMA**2)
-                    pairs.append((dy, dx, np.exp(-distance) * np.float32(np.exp(-(dy * dy + dx * dx) / 4))))
-            self._alike = {frame: pairs}
-        return self._alike[frame]
+    def part(self, frame: int, window: Window) -> "_Part":
+        return _Part(self, frame, window)
 
 
-def _shift(image: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """image[y + dy, x + dx], the border repeated."""
-    height, width = image.shape[:2]
-    return image[np.clip(np.arange(height) + dy, 0, height - 1)][:, np.clip(np.arange(width) + dx, 0, width - 1)]
+class _Part:
+    """A window of a frame: where things may be, with a margin of background. Everything per pixel is done in it alone."""
+
+    def __init__(self, video: _Video, frame: int, window: Window) -> None:
+        self.window = window
+        self.bins = video.bins[frame][window]
+        self.inverse = None if video.inverse is None else video.inverse[frame][window]
+        self._lab = video.lab[frame][window].astype(np.float32)
+
+    @cached_property
+    def alike(self) -> Float32[np.ndarray, "K H W"]:
+        """Likeness, 0 to 1, of each pixel and its neighbour at each of the offsets."""
+        labs, inverses = _neighbours(self._lab), None if self.inverse is None else _neighbours(self.inverse)
+        weights = []
+        for number, (dy, dx) in enumerate(_OFFSETS):
+            distance = ((self._lab - labs[number]) ** 2).sum(-1) / (2 * _COLOUR_SIGMA**2)
+            if self.inverse is not None and inverses is not None:
+                distance += (self.inverse - inverses[number]) ** 2 / (2 * _DEPTH_SIGMA**2)
+            weights.append(np.exp(-distance - np.float32((dy * dy + dx * dx) / 4)))
+        return np.stack(weights)
+
+
+def _neighbours(image: np.ndarray) -> list[np.ndarray]:
+    """image[y + dy, x + dx] for each of the offsets, as views; the border is repeated."""
+    radius, (height, width) = _SMOOTHING_RADIUS, image.shape[:2]
+    padded = np.pad(image, ((radius, radius), (radius, radius), *[(0, 0)] * (image.ndim - 2)), mode="edge")
+    return [padded[radius + dy : radius + dy + height, radius + dx : radius + dx + width] for dy, dx in _OFFSETS]
 
 
 def _scaled_inverse(depth: np.ndarray) -> Float32[np.ndarray, "T H W"]:
@@ -140,7 +159,7 @@ def _follow(video: _Video, group: Sequence[Prompt], start: int, taken: np.ndarra
             before = frame - 1 if frame > start else frame + 1
             prior = _moved(likely[before], video.flow(frame, before))
             prior[1:, taken[frame]] = 0
-            histograms = 0.6 * reference + 0.4 * _histograms(video, before, likely[before])
+            histograms = np.float32(0.6) * reference + np.float32(0.4) * _histograms(video, before, likely[before])
             likely[frame] = _explain(video, frame, prior, histograms)
     return likely
 
@@ -187,7 +206,7 @@ def _histograms(video: _Video, frame: int, likely: Maps) -> Float32[np.ndarray, 
         for axis in range(3):
             histogram = 0.7 * histogram + 0.15 * (_roll(histogram, axis, 1) + _roll(histogram, axis, -1))
         histograms.append(histogram.ravel() / max(histogram.sum(), 1e-6))
-    return np.stack(histograms) + _UNSEEN / count
+    return (np.stack(histograms) + _UNSEEN / count).astype(np.float32)
 
 
 def _roll(histogram: np.ndarray, axis: int, step: int) -> np.ndarray:
@@ -200,19 +219,33 @@ def _roll(histogram: np.ndarray, axis: int, step: int) -> np.ndarray:
 
 def _explain(video: _Video, frame: int, prior: Maps, histograms: np.ndarray) -> Maps:
     """Prior, colour and depth together, then smoothed."""
-    score = np.log(prior + 1e-6) + np.log(histograms[:, video.bins[frame]])
-    if video.inverse is not None:
-        score += _depth_score(video.inverse[frame], prior, np.exp(score - score.max(0)))
-    likely = _softmax(score)
+    likely = np.zeros_like(prior)
+    likely[0] = 1
+    window = _window(prior[0] < 0.99)
+    if window is None:
+        return likely
+    part, inside = video.part(frame, window), prior[(slice(None), *window)]
+    score = np.log(inside + 1e-6) + np.log(histograms[:, part.bins])
+    if part.inverse is not None:
+        score += _depth_score(part.inverse, inside, _softmax(score))
+    found = _softmax(score)
     for _ in range(_SMOOTHING_ROUNDS):
-        message = np.zeros_like(likely)
-        total = np.zeros(video.shape, np.float32)
-        for dy, dx, weight in video.alike(frame):
-            total += weight
-            message += weight * np.stack([_shift(one, dy, dx) for one in likely])
-        likely = _softmax(score + _SMOOTHING_WEIGHT * message / (total + 1))
-    likely[1:, :, :][prior[1:] < 1e-5] = 0
-    return likely / np.maximum(likely.sum(0), 1e-6)
+        around = _neighbours(np.moveaxis(found, 0, -1))
+        message = sum(weight[..., None] * one for weight, one in zip(part.alike, around, strict=True))
+        found = _softmax(score + _SMOOTHING_WEIGHT * np.moveaxis(message, -1, 0) / (part.alike.sum(0) + 1))
+    found[1:][inside[1:] < 1e-5] = 0
+    likely[(slice(None), *window)] = found / np.maximum(found.sum(0), 1e-6)
+    return likely
+
+
+def _window(mask: np.ndarray) -> Window | None:
+    if not mask.any():
+        return None
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return (
+        slice(max(int(rows[0]) - _MARGIN, 0), int(rows[-1]) + _MARGIN + 1),
+        slice(max(int(columns[0]) - _MARGIN, 0), int(columns[-1]) + _MARGIN + 1),
+    )
 
 
 def _depth_score(inverse: np.ndarray, prior: Maps, likely: Maps) -> Maps:
@@ -228,7 +261,6 @@ def _depth_score(inverse: np.ndarray, prior: Maps, likely: Maps) -> Maps:
         weights = (one * near if number == 0 else one).ravel()
         if weights.sum() < 5:
             continue
-        weights = weights * 1.0
         spread = 0.1
         for _ in range(5):
             scaled = design * weights[:, None]
