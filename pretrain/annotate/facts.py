@@ -6,7 +6,8 @@ plain to see: a fact that is left out costs little, a wrong one teaches a model 
 
 - "contact": hand, object, object_id, start_frame, end_frame (inclusive). The gap between the visible surfaces of a hand
   and a thing is below `touch_m` (without metric depth: the masks touch and lie at the same relative depth), without
-  single-frame flicker. Where the detector gave the hand's contact state in a frame, "none" ends a contact.
+  single-frame flicker. Where the detector gave the hand's contact state in a frame, "none" ends a contact; where it found
+  the thing in that hand, a gap three times as wide, or none to be seen, will do: hands hide what they hold.
 - "motion": hand, object, object_id, direction ("approaches", "retreats from"), start_frame, end_frame, and the gap at both
   in distance_m or, without metric depth, distance_px. Approach ends at the first touch, retreat begins after the last.
 - "displacement": object, object_id, direction ("up", "down", "left", "right", "away", "nearer"), amount, unit "m", between
@@ -53,6 +54,7 @@ class Margins:
         displacement_m, still_displacement_m: least displacement with and without camera poses.
         same_view: how the breadth and the height that are seen of a thing may change while its displacement is measured.
         left_right_share: least distance between the middles of two masks.
+        hand_factor: by which that is larger for hands, whose masks are long and often cut.
         nearer_m, nearer_share: least difference of depth.
         above_m: how far the lowest part of a thing may be below the highest part of what it is above.
         beside_m, level_m: largest gap, and largest difference of height and depth, of things that are beside each other.
@@ -69,6 +71,7 @@ class Margins:
     same_view: tuple[float, float] = (0.6, 1.65)
     still_displacement_m: float = 0.10
     left_right_share: float = 0.15
+    hand_factor: float = 1.4
     nearer_m: float = 0.09
     nearer_share: float = 0.10
     above_m: float = 0.0
@@ -83,7 +86,7 @@ class Margins:
         changes = {name: getattr(self, name) / 2 for name in halved} | {
             name: getattr(self, name) * 2 for name in doubled
         }
-        return replace(self, **changes, whole_pixels=20, above_m=0.01)
+        return replace(self, **changes, whole_pixels=20, above_m=0.01, hand_factor=1.0)
 
 
 PLAIN = Margins()
@@ -107,7 +110,9 @@ def spatial_facts(scene: Scene, margins: Margins = PLAIN) -> tuple[dict[str, Any
             touches, gaps = touching[hand.id, thing.id]
             called = {"hand": hand.side, "object": names[thing.id], "object_id": thing.id}
             facts += [{"type": "contact"} | called | span for span in _spans(touches)]
-            facts += [{"type": "motion"} | called | motion for motion in _motions(surfaces, touches, gaps, margins)]
+            facts += [
+                {"type": "motion"} | called | motion for motion in _motions(surfaces, hand, touches, gaps, margins)
+            ]
     for thing in surfaces.objects:
         if thing.id not in touched:
             continue  # nothing else moves things; what seems to is a mask that another thing cuts
@@ -156,6 +161,8 @@ def _touching(surfaces: Surfaces, hand: Thing, thing: Thing, margins: Margins) -
             touches[frame] = near[frame] or (frame > 0 and touches[frame - 1] and almost[frame])
         if said[frame] is False:
             touches[frame] = False
+        elif _said_held(surfaces, hand, thing, frame):
+            touches[frame] = not gaps[frame] > 3 * (margins.touch_m if surfaces.metric else margins.touch_share * width)
     return _without_flicker(touches, {frame for frame, word in said.items() if word is False}), gaps
 
 
@@ -179,6 +186,20 @@ def _said_contact(surfaces: Surfaces, hand: Thing, frame: int) -> bool | None:
         if found.kind == "hand" and found.side == hand.side and found.contact is not None
     ]
     return any(states) if states else None
+
+
+def _said_held(surfaces: Surfaces, hand: Thing, thing: Thing, frame: int) -> bool:
+    """Whether the detector found this thing in this hand: a box held by that side, about where the thing's mask is."""
+    if not thing.seen(frame, surfaces.seen_pixels):
+        return False
+    rows, columns = np.nonzero(thing.masks[frame])
+    x, y = columns.mean() + 0.5, rows.mean() + 0.5
+    for found in surfaces.scene.detections.get(frame, ()):
+        if found.kind == "object" and found.held_by == hand.side:
+            x1, y1, x2, y2 = found.box_xyxy
+            if x1 <= x <= x2 and y1 <= y <= y2 and (not found.label or not thing.named or found.label == thing.name):
+                return True
+    return False
 
 
 def _without_flicker(touches: np.ndarray, apart: set[int]) -> np.ndarray:
@@ -213,6 +234,8 @@ def _motions(surfaces: Surfaces, touches: np.ndarray, gaps: np.ndarray, margins:
         part = part[np.isfinite(gaps[part])]
         if len(part) < 2:
             continue
+        if _said_contact(surfaces, hand, int(part[0] if direction == "approaches" else part[-1])):
+            continue  # the detector sees it touch something where it should be away: a lost mask, not a motion
         first, last = float(gaps[part[0]]), float(gaps[part[-1]])
         change = last - first
         if abs(change) > least and (change < 0) == (direction == "approaches"):
@@ -253,7 +276,7 @@ def _displacements(surfaces: Surfaces, thing: Thing, margins: Margins) -> Iterat
 def _same_view(first: np.ndarray, last: np.ndarray, margins: Margins) -> bool:
     """Whether about the same part of a thing is seen upright twice: what was covered or tilted in between seems to move."""
     low, high = margins.same_view
-    for axes in ((0,), (2,), (0, 2)):
+    for axes in ((0,), (1,), (2,), (0, 2)):
         spans = [np.prod([np.ptp(np.percentile(cloud[:, axis], (10, 90))) for axis in axes]) for cloud in (first, last)]
         if not low < spans[1] / max(spans[0], 1e-6) < high:
             return False
@@ -309,7 +332,8 @@ def relations_at(
     left, right = columns if sideways < 0 else columns[::-1]
     # The middles are apart, and so are the bulks: one thing does not lie within the breadth of the other.
     apart = np.percentile(left, 75) < np.percentile(right, 25)
-    if abs(sideways) > margins.left_right_share * one.masks.shape[-1] and apart:
+    share = margins.left_right_share * (margins.hand_factor if "hand" in (one.kind, other.kind) else 1)
+    if abs(sideways) > share * one.masks.shape[-1] and apart:
         yield ("left of" if sideways < 0 else "right of"), abs(sideways), ""
     if "hand" in (one.kind, other.kind):
         return

@@ -46,7 +46,7 @@ def fact_sentence(fact: Mapping[str, Any], *, rng: np.random.Generator | None = 
         return f"{pick(_TIME[when])}the {fact['subject']} is {pick(_RELATION[fact['relation']])} the {fact['object']}"
     if fact["type"] == "displacement":
         amount = (
-            f"about {rounded_cm(fact['amount'])} cm "
+            f"about {100 * fact['amount']:.0f} cm "
             if fact["unit"] == "m" and pick(("yes", "yes", "no")) == "yes"
             else ""
         )
@@ -60,11 +60,6 @@ def fact_sentence(fact: Mapping[str, Any], *, rng: np.random.Generator | None = 
 
 def _when(fact: Mapping[str, Any]) -> str:
     return fact.get("when") or ("first" if fact["frame"] == 0 else "last")
-
-
-def rounded_cm(amount_m: float) -> int:
-    """Whole steps of 5 cm: what tracked masks are good for."""
-    return max(5 * round(100 * amount_m / 5), 5)
 
 
 def write_captions(narration: str, facts: Sequence[Mapping[str, Any]], *, seed: int, most: int = 4) -> tuple[str, ...]:
