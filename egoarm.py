@@ -42,6 +42,7 @@ COMMANDS: dict[str, Command] = {
     "annotate audit": Command("annotate_audit", "pretrain.annotate.audit:AuditConfig", "pretrain.annotate.audit:run", "each annotation stage against the truth of synthetic clips"),
     "probe": Command("probe", "pretrain.downstream.probe:ProbeConfig", "pretrain.downstream.probe:run", "benchmarks of encoders, with intervals and paired differences"),
     "pretrain": Command("pretrain", "pretrain.egodtm.train:PretrainConfig", "pretrain.egodtm.train:run", "pretrain a video encoder on a clip store"),
+    "pretrain arms": Command("pretrain_arms", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "EgoDTM and its twins from one seed, trained and measured as they learn"),
     "demos": Command("demos", "policies.demos.collect:DemosConfig", "policies.demos.collect:run", "collect demonstrations with a scripted expert"),
     "train": Command("train", "policies.train:TrainConfig", "policies.train:run", "train a policy by imitation on an encoder's features"),
     "eval": Command("eval", "eval_robot.rollout:EvalConfig", "eval_robot.rollout:run", "success rate of a policy, with its interval"),

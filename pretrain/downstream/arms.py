@@ -1,0 +1,239 @@
+"""`egoarm pretrain arms`: EgoDTM and its twins from one seed, and what each has learned after how many clips.
+
+An arm is a pretraining run that differs from the first in one thing. All arms start from the same weights of the video
+tower and see the same clips in the same order. The command makes the clips, trains what is not trained yet, measures it
+on held-out clips and writes curves, tables and provenance. It can be started twice with different `arms=`, one a core.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from pretrain.artifact import atomic_write_bytes, atomic_write_text, load_artifact
+from pretrain.checkpoints import read_metrics
+from pretrain.clips.synth import SynthConfig, run_synth
+from pretrain.downstream.comparison import compare, load_results, print_table
+from pretrain.downstream.probe import RESULTS_FILE, ProbeConfig
+from pretrain.downstream.probe import run as probe
+from pretrain.downstream.spatial_scores import SUMMARY
+from pretrain.downstream.table import BENCHMARKS, SYNTHETIC
+from pretrain.egodtm.train import ENCODER_DIRECTORY, SNAPSHOTS_DIRECTORY, VALIDATION_FILE, PretrainConfig
+from pretrain.egodtm.train import run as pretrain
+
+# Name -> what it changes of the first. "samples" is in multiples of config.samples.
+ARMS: dict[str, dict[str, Any]] = {
+    "egodtm": {},
+    "no-depth": {"depth_weight": 0.0},
+    "no-enriched": {"caption_probability": 0.0},
+    "egodtm-long": {"samples": 3},
+}
+RANDOM = "random"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmsConfig:
+    """Settings of `egoarm pretrain arms`.
+
+    Attributes:
+        out: directory of the clips, the runs and the probes.
+        results: directory that gets the small files for publication.
+        arms: rows of ARMS to train now; those trained before are measured too.
+        samples: clips that each arm sees; arms marked so in ARMS see a multiple.
+        snapshots: clips seen at which each arm is also measured.
+        tasks: of Meta-World, whose frames the spatial probe reads too.
+        clips, pretrain: as for the commands of these names; `out`, `data`, trainer.steps and what an arm changes are set here.
+        measure: null = once all `arms` are trained; false leaves it for later.
+    """
+
+    out: str
+    results: str
+    arms: tuple[str, ...]
+    samples: int
+    snapshots: tuple[int, ...]
+    tasks: tuple[str, ...]
+    clips: SynthConfig
+    pretrain: PretrainConfig
+    measure: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.arms:
+            raise ValueError(f"arms=[]: name at least one of {', '.join(ARMS)}")
+        for arm in self.arms:
+            if arm not in ARMS:
+                raise ValueError(f"arms: unknown {arm!r}; expected some of {', '.join(ARMS)}")
+        if self.samples < self.pretrain.trainer.batch_size:
+            raise ValueError(f"samples={self.samples}: less than one batch of {self.pretrain.trainer.batch_size}")
+
+    def run_of(self, arm: str) -> Path:
+        return Path(self.out) / arm
+
+    def samples_of(self, arm: str) -> int:
+        return self.samples * ARMS[arm].get("samples", 1)
+
+    def pretrain_of(self, arm: str) -> PretrainConfig:
+        """The arm's run. Snapshots at its end or beyond are left out: the end is kept anyway."""
+        changes = {name: value for name, value in ARMS[arm].items() if name != "samples"}
+        samples, trainer = self.samples_of(arm), self.pretrain.trainer
+        return dataclasses.replace(
+            self.pretrain,
+            data=self.clips.out,
+            out=str(self.run_of(arm)),
+            snapshots=tuple(clips for clips in self.snapshots if clips < samples),
+            trainer=dataclasses.replace(trainer, steps=samples // trainer.batch_size),
+            **changes,
+        )
+
+
+def run(config: ArmsConfig) -> None:
+    """Trains, or goes on with, the arms; then measures all that are trained and writes config.results."""
+    run_synth(config.clips)
+    for arm in config.arms:
+        pretrain(config.pretrain_of(arm))
+    if not config.measure:
+        return
+    trained = [arm for arm in ARMS if (config.run_of(arm) / ENCODER_DIRECTORY).is_dir()]
+    out = Path(config.results)
+    out.mkdir(parents=True, exist_ok=True)
+    ends = _measure_ends(config, trained)
+    curves = _measure_curves(config, trained)
+    atomic_write_text(out / "curves.json", json.dumps(curves, indent=1) + "\n")
+    atomic_write_bytes(out / "curves.png", _plot(curves))
+    atomic_write_text(out / "README.md", _page(config, trained, ends, curves))
+    print(f"arms {', '.join(trained)}: {out / 'README.md'}")
+
+
+def _probe_config(config: ArmsConfig, name: str, encoders: Mapping[str, str], benchmarks: Sequence[str]) -> ProbeConfig:
+    return ProbeConfig(
+        encoder=tuple(encoders.values()),
+        names=tuple(encoders),
+        benchmark=tuple(benchmarks),
+        data=config.clips.out,
+        out=str(Path(config.out) / "probe" / name),
+        baseline=RANDOM,
+        tasks=config.tasks,
+        threads=config.pretrain.trainer.threads,
+    )
+
+
+def _random_twin(config: ArmsConfig, trained: Sequence[str]) -> str:
+    return f"random:{config.run_of(trained[0])}"
+
+
+def _measure_ends(config: ArmsConfig, trained: Sequence[str]) -> Path:
+    """Every benchmark at the end of every arm, beside the untrained network."""
+    encoders = {arm: str(config.run_of(arm)) for arm in trained} | {RANDOM: _random_twin(config, trained)}
+    setting = _probe_config(config, "ends", encoders, [*SYNTHETIC, "spatial"])
+    probe(setting)
+    return Path(setting.out) / RESULTS_FILE
+
+
+def _measure_curves(config: ArmsConfig, trained: Sequence[str]) -> list[dict[str, Any]]:
+    """One point a snapshot: the objectives on their own validation clips, and the spatial error with its interval."""
+    points: dict[str, tuple[str, int, Path]] = {}
+    for arm in trained:
+        run = config.run_of(arm)
+        for clips in config.pretrain_of(arm).snapshots:
+            points[f"{arm} {clips}"] = (arm, clips, run / SNAPSHOTS_DIRECTORY / str(clips))
+        points[f"{arm} {config.samples_of(arm)}"] = (arm, config.samples_of(arm), run)
+    encoders = {name: str(path) for name, (_, _, path) in points.items()}
+    setting = _probe_config(config, "curves", encoders | {RANDOM: _random_twin(config, trained)}, ["spatial"])
+    probe(setting)
+    spatial = {result.encoder: result for result in load_results(Path(setting.out) / RESULTS_FILE)}
+    curves = []
+    for name, (arm, clips, path) in {**points, RANDOM: (RANDOM, 0, Path())}.items():
+        errors = {
+            metric.name: [metric.value, metric.low, metric.high]
+            for metric in spatial[name].metrics
+            if SUMMARY in metric.name
+        }
+        file = path / VALIDATION_FILE
+        validation = json.loads(file.read_text()) if name != RANDOM and file.is_file() else None
+        curves.append({"arm": arm, "clips": clips, "spatial": errors, "validation": validation})
+    for arm in trained:
+        rows = read_metrics(config.run_of(arm) / "metrics.jsonl")
+        step = max(1, len(rows) // 200)
+        curves.append({"arm": arm, "training": rows[::step], "batch_size": config.pretrain.trainer.batch_size})
+    return curves
+
+
+# ---------------------------------------------------------------------------------------------------------- publication
+
+
+def _plot(curves: Sequence[Mapping[str, Any]]) -> bytes:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    points = [entry for entry in curves if "spatial" in entry]
+    summaries = list(points[0]["spatial"])
+    overall = [name for name in summaries if name.startswith("all ")] or summaries
+    figure, axes = plt.subplots(1, 2 + len(overall), figsize=(4.2 * (2 + len(overall)), 3.6), layout="constrained")
+    arms = list(dict.fromkeys(entry["arm"] for entry in points if entry["arm"] != RANDOM))
+    for number, arm in enumerate(arms):
+        colour = f"C{number}"
+        for entry in curves:
+            if entry["arm"] == arm and "training" in entry:
+                for axis, name in zip(axes, ("contrastive", "depth"), strict=False):
+                    rows = [row for row in entry["training"] if name in row]
+                    seen = [row["step"] * entry["batch_size"] for row in rows]
+                    axis.plot(seen, [row[name] for row in rows], color=colour, linewidth=1, label=arm if rows else None)
+                    axis.set_title(f"training: {name}")
+        own = sorted((entry for entry in points if entry["arm"] == arm), key=lambda entry: entry["clips"])
+        for axis, name in zip(axes[2:], overall, strict=True):
+            value, low, high = zip(*(entry["spatial"][name] for entry in own), strict=True)
+            below = [middle - end for middle, end in zip(value, low, strict=True)]
+            above = [end - middle for middle, end in zip(value, high, strict=True)]
+            axis.errorbar(
+                [e["clips"] for e in own], value, [below, above], color=colour, marker="o", capsize=3, label=arm
+            )
+    for axis, name in zip(axes[2:], overall, strict=True):
+        value = next(entry for entry in points if entry["arm"] == RANDOM)["spatial"][name][0]
+        axis.axhline(value, color="0.5", linestyle="--", label="random weights")
+        axis.set_title(name)
+        axis.set_xscale("log")
+    for axis in axes:
+        axis.set_xlabel("clips seen")
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _page(config: ArmsConfig, trained: Sequence[str], ends: Path, curves: Sequence[Mapping[str, Any]]) -> str:
+    """The table in words and figures, made from the files above and nothing else."""
+    first = load_artifact(config.run_of(trained[0]) / ENCODER_DIRECTORY)
+    columns, rows = compare(load_results(ends), RANDOM)
+    text = io.StringIO()
+    shown = [row for row in rows if BENCHMARKS[row.benchmark].is_headline(row.metric)]
+    print_table(columns, shown, RANDOM, Console(file=text, width=200))
+    lines = [
+        "# EgoDTM-Tiny and its twins",
+        "",
+        f"Made by `egoarm pretrain arms` from commit {first.provenance['git_sha']}; every figure is of held-out clips.",
+        "Arms start from the same weights and see the same clips in the same order; `random` is their common start.",
+        "",
+        "| arm | clips seen | depth: squared error / per-pixel mean's | retrieval video to text / text to video / chance | p |",
+        "|---|---|---|---|---|",
+    ]
+    for entry in curves:
+        if (report := entry.get("validation")) is None:
+            continue
+        depth = "-" if report["depth_mse"] is None else f"{report['depth_mse']:.4f} / {report['depth_mse_mean']:.4f}"
+        hits = [report[f"retrieval_{name}"] for name in ("video_to_text", "text_to_video", "chance")]
+        lines.append(
+            f"| {entry['arm']} | {entry['clips']:,} | {depth} | {' / '.join(f'{hit:.1%}' for hit in hits)} | "
+            f"{report['retrieval_p']:.2g} |"
+        )
+    settings = json.dumps(dataclasses.asdict(config.pretrain_of(trained[0])), indent=1)
+    return "\n".join(
+        [*lines, "", "![curves](curves.png)", "", "```", text.getvalue().rstrip(), "```", "", "Settings of the first arm:", "", "```json", settings, "```", ""]
+    )  # fmt: skip
