@@ -221,7 +221,9 @@ def _spans(touches: np.ndarray) -> list[dict[str, int]]:
     return [{"start_frame": int(a), "end_frame": int(b)} for a, b in zip(starts, ends, strict=True)]
 
 
-def _motions(surfaces: Surfaces, touches: np.ndarray, gaps: np.ndarray, margins: Margins) -> Iterator[dict[str, Any]]:
+def _motions(
+    surfaces: Surfaces, hand: Thing, touches: np.ndarray, gaps: np.ndarray, margins: Margins
+) -> Iterator[dict[str, Any]]:
     frames = np.flatnonzero(touches)
     if len(frames) == 0:
         return
