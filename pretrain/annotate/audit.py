@@ -280,19 +280,12 @@ def shortcomings(report: Mapping[str, Any]) -> list[str]:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """The table on the terminal."""
-    table = Table(
-        "stage",
-        "back-end",
-        "measure",
-        "figure",
-        "95 % interval",
-        "n",
-        "clips",
-        title=f"audit of {report['clips']} clips",
-    )
+    table = Table("stage", "measure", "figure [95 % interval]", "n", "clips", title=f"audit of {report['clips']} clips")
+    for column in table.columns:
+        column.no_wrap = True
     for stage, names in STAGE_MEASURES.items():
         if report["backends"][stage] == "truth":
-            table.add_row(stage, "truth", "truth", "", "", "", "")
+            table.add_row(stage, "truth: nothing to measure", "", "", "")
         else:
             _add_rows(table, stage, report, names)
         table.add_section()
@@ -308,14 +301,12 @@ def print_report(report: Mapping[str, Any]) -> None:
 
 
 def _add_rows(table: Table, stage: str, report: Mapping[str, Any], names: Sequence[str]) -> None:
+    head = [stage, f"({report['backends'][stage]})"]
     for name in names:
-        if name not in report["figures"]:
-            continue
-        figure = report["figures"][name]
-        table.add_row(
-            stage, report["backends"][stage], name, f"{figure['value']:.3f}", f"{figure['low']:.3f} to {figure['high']:.3f}",
-            str(figure["n"]), str(figure["clips"]),
-        )  # fmt: skip
+        if name in report["figures"]:
+            figure = report["figures"][name]
+            text = f"{figure['value']:.3f} [{figure['low']:.3f}, {figure['high']:.3f}]"
+            table.add_row(head.pop(0) if head else "", name, text, str(figure["n"]), str(figure["clips"]))
 
 
 def _overlay(truth: Clip, found: Found) -> Overlay:

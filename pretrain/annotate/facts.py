@@ -278,10 +278,11 @@ def _displacements(surfaces: Surfaces, thing: Thing, margins: Margins) -> Iterat
 def _same_view(first: np.ndarray, last: np.ndarray, margins: Margins) -> bool:
     """Whether about the same part of a thing is seen upright twice: what was covered or tilted in between seems to move."""
     low, high = margins.same_view
-    for axes in ((0,), (1,), (2,), (0, 2)):
-        spans = [np.prod([np.ptp(np.percentile(cloud[:, axis], (10, 90))) for axis in axes]) for cloud in (first, last)]
-        if not low < spans[1] / max(spans[0], 1e-6) < high:
-            return False
+    # A thing no thicker than what depth can tell counts as so thick.
+    spans = [np.maximum(np.ptp(np.percentile(cloud, (10, 90), axis=0), axis=0), 0.02) for cloud in (first, last)]
+    ratios = spans[1] / spans[0]
+    if not all(low < ratio < high for ratio in (*ratios, ratios[0] * ratios[2])):
+        return False
     return True
 
 
