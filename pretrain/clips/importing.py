@@ -238,7 +238,7 @@ class CutClip:
             key=request.key,
             source=", ".join(part.path for part in request.parts),
             reason=reason,
-            detail=detail.replace(f"{self.videos}/", "")[:300],
+            detail=detail.replace(f"{self.videos}/", "")[:300].encode("utf-8", "backslashreplace").decode(),
         )
 
     def _cut(self, request: ClipRequest) -> tuple[UInt8[np.ndarray, "T H W 3"], Float64[np.ndarray, " T"]]:

@@ -16,6 +16,8 @@ from pretrain.clips.schema import LEFT_HAND_ID, RIGHT_HAND_ID, Clip
 from pretrain.clips.skipping import SKIPPED_NAME
 from pretrain.clips.store import ClipStore, open_store
 
+_NOT_STATED = "(not stated)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class InfoConfig:
@@ -120,7 +122,7 @@ def _print_texts(store: ClipStore, console: Console) -> None:
     fields = ["text", *(name for name in ("contact", "gaze") if name in store.manifest["modalities"])]
     for index in tqdm(range(len(store)), desc="reading texts", unit="clip", disable=None, leave=False):
         clip = store.read(index, fields)
-        actions[str(clip.meta.get("action", "(not stated)"))] += 1
+        actions[str(clip.meta.get("action", clip.meta.get("verb", _NOT_STATED)))] += 1
         things.update({name for id_, name in clip.labels.items() if id_ not in (LEFT_HAND_ID, RIGHT_HAND_ID)})
         touched_clips.update(_touching_hands(clip))
         n_captions += len(clip.captions)
@@ -128,16 +130,20 @@ def _print_texts(store: ClipStore, console: Console) -> None:
         if clip.gaze is not None:
             gaze_known += int(np.isfinite(clip.gaze[:, 0]).sum())
             gaze_all += len(clip.gaze)
-    console.print("actions:")
-    width = max(len(name) for name in actions)
-    for name, count in actions.most_common():
-        bar = "#" * max(1, round(40 * count / max(actions.values())))
-        console.print(f"  {name:<{width}} {count:>6} {bar}", markup=False)
-    common = ", ".join(f"{name} ({count})" for name, count in things.most_common(12))
-    more = f" and {len(things) - 12} more" if len(things) > 12 else ""
-    console.print(textwrap.fill(f"things: {common}{more}", 110, subsequent_indent="  "), markup=False)
-    touches = ", ".join(f"{hand} in {touched_clips[hand]} clips" for hand in ("left", "right"))
-    console.print(f"hands that touch a thing: {touches}; captions: {n_captions / len(store):.1f} a clip", markup=False)
+    if set(actions) != {_NOT_STATED}:
+        console.print("actions:")
+        width = max(len(name) for name in actions)
+        for name, count in actions.most_common():
+            bar = "#" * max(1, round(40 * count / max(actions.values())))
+            console.print(f"  {name:<{width}} {count:>6} {bar}", markup=False)
+    if things:
+        common = ", ".join(f"{name} ({count})" for name, count in things.most_common(12))
+        more = f" and {len(things) - 12} more" if len(things) > 12 else ""
+        console.print(textwrap.fill(f"things: {common}{more}", 110, subsequent_indent="  "), markup=False)
+    if "contact" in fields:
+        touches = ", ".join(f"{hand} in {touched_clips[hand]} clips" for hand in ("left", "right"))
+        console.print(f"hands that touch a thing: {touches}", markup=False)
+    console.print(f"captions: {n_captions / len(store):.1f} a clip", markup=False)
     if gaze_all:
         console.print(f"gaze known in {gaze_known / gaze_all:.1%} of its samples")
     console.print("narrations:")

@@ -32,6 +32,9 @@ VIDEO_UNTIMED = "video without times"
 TIME_OUTSIDE = "time outside the video"
 FRAMES_MISSING = "frames missing in the span"
 
+# No video is longer: 11 days.
+LONGEST_S = 1e6
+
 # Times closer than this are read in one pass: decoding 2 s costs about what a seek to the key frame before costs.
 _NEAR_S = 2.0
 # Containers round timestamps to their ticks (Matroska: 1 ms), the first frame's too, so that frame 2 of a 30 Hz video may be
@@ -40,7 +43,7 @@ _GRACE_S = 0.0005
 # Codecs that store frames in another order than they are shown in; AVI has no field for the latter.
 _REORDERED_CODECS = ("h264", "hevc")
 # How far before the wanted time the key frame is sought, in turn.
-_SEEK_STEPS_S = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 1e6)
+_SEEK_STEPS_S = (0.0, 1.0, 4.0, 16.0, 64.0, 256.0, 2 * LONGEST_S)
 # Packets that say whether the rate is variable, where the container has no index of all frames.
 _PROBED_PACKETS = 300
 
@@ -103,6 +106,8 @@ def read_frames(
         raise ValueError(f"{os.fspath(path)}: size={size}, expected 1 pixel or more, or None")
     if min(wanted) < 0:
         raise VideoError(path, TIME_OUTSIDE, f"{min(wanted):g} s is before its start")
+    if max(wanted) > LONGEST_S:
+        raise VideoError(path, TIME_OUTSIDE, f"{max(wanted):g} s is beyond any video")
     images: dict[float, UInt8[np.ndarray, "H W 3"]] = {}
     with _open(path) as (container, stream):
         convert = _Converter(stream, size)

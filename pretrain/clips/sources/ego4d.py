@@ -18,8 +18,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from pretrain.clips.skipping import Skipped
 from pretrain.clips.sources.lines import read_text
 from pretrain.clips.sources.options import SourceOptions
@@ -35,9 +33,12 @@ from pretrain.clips.sources.request import (
     checked_narration,
     checked_time,
     make_key,
+    shown,
     skipped_line,
 )
 
+# Narrations of one pass that are nearer than this have no times to speak of.
+_SHORTEST_GAP_S = 0.001
 _PASSES = ("narration_pass_1", "narration_pass_2")
 
 
@@ -70,10 +71,11 @@ def span_of(time_s: float, beta_s: float, alpha_s: float) -> tuple[float, float]
 
 
 def mean_gap_s(times_s: Sequence[float], alpha_s: float) -> float:
-    """Beta: the mean time between narrations that follow each other; alpha where there is none."""
+    """Beta: the mean time between narrations that follow each other; alpha where there is none to speak of."""
     if len(times_s) < 2:
         return alpha_s
-    return float(max(times_s) - min(times_s)) / (len(times_s) - 1) or alpha_s
+    gap_s = (max(times_s) - min(times_s)) / (len(times_s) - 1)
+    return gap_s if gap_s >= _SHORTEST_GAP_S else alpha_s
 
 
 def _read_videos(path: Path) -> list[tuple[str, Any, bool]]:
@@ -85,7 +87,7 @@ def _read_videos(path: Path) -> list[tuple[str, Any, bool]]:
 
     try:
         whole = json.loads(read_text(path), object_pairs_hook=keep_doubles)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"annotations={path}: not JSON ({error}); download it again") from None
     if isinstance(whole, dict) and isinstance(whole.get("videos"), dict | _Doubled):
         whole = whole["videos"]
@@ -130,7 +132,7 @@ def _read_pass(uid: str, name: str, value: Any, status: Any, alpha_s: float) -> 
         key = make_key(uid, f"p{number}", f"{index:05d}")
         try:
             if status != "complete":
-                raise LineError(PASS_INCOMPLETE, f"status is {status!r:.40}")
+                raise LineError(PASS_INCOMPLETE, f"status is {shown(status)}")
             if not isinstance(narration, dict):
                 raise LineError(FIELD_WRONG, f"a narration is a {type(narration).__name__}, expected an object")
             time_s = checked_time(narration.get("timestamp_sec"), "timestamp_sec")
@@ -156,7 +158,9 @@ def _read_pass(uid: str, name: str, value: Any, status: Any, alpha_s: float) -> 
 
 
 def _time_s(narration: Any) -> float | None:
-    """The time of a narration that counts for beta."""
-    time_s = narration.get("timestamp_sec") if isinstance(narration, dict) else None
-    valid = isinstance(time_s, int | float) and not isinstance(time_s, bool) and np.isfinite(time_s) and time_s >= 0
-    return float(time_s) if valid else None
+    """The time of a narration that counts for beta; None if it has none."""
+    try:
+        time_s = checked_time(narration.get("timestamp_sec"), "timestamp_sec") if isinstance(narration, dict) else -1.0
+    except LineError:
+        return None
+    return time_s if time_s >= 0 else None

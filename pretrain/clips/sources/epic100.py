@@ -142,7 +142,7 @@ def _find_video(videos: Path, participant: str, video: str) -> str:
 
 def _read_durations(path: Path) -> dict[str, float]:
     durations_s: dict[str, float] = {}
-    for number, row in read_rows(path, ("video_id", "duration"), ","):
+    for number, row in read_rows(path, ("video_id", "duration"), ",", "video_info"):
         if isinstance(row, LineError):
             raise ValueError(f"video_info={path}: line {number}: {row}")
         try:

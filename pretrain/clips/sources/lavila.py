@@ -24,6 +24,7 @@ from pretrain.clips.sources.request import (
     checked_narration,
     checked_span,
     make_key,
+    shown,
     skipped_line,
 )
 
@@ -45,7 +46,7 @@ def read_requests(annotations: Path, videos: Path, options: SourceOptions) -> It
             if isinstance(entry, LineError):
                 raise entry
             if not isinstance(entry, list | tuple) or not 4 <= len(entry) <= 5:
-                raise LineError(FIELD_WRONG, f"the entry is {entry!r:.80}, expected (uid, start, end, narration)")
+                raise LineError(FIELD_WRONG, f"the entry is {shown(entry)}, expected (uid, start, end, narration)")
             uid = checked_id(entry[0], "video_uid")
             key = make_key(uid, f"{index:07d}")
             start_s, end_s = checked_span(entry[1], entry[2])
@@ -84,7 +85,7 @@ def _json_entries(path: Path) -> Iterator[Any]:
                 continue
             try:
                 yield json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
                 yield LineError(LINE_DAMAGED, str(error))
 
 

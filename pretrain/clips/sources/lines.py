@@ -7,8 +7,8 @@ from pathlib import Path
 from pretrain.clips.sources.request import LINE_DAMAGED, LineError, check_text
 
 
-def check_text_file(path: Path) -> None:
-    """Looks at the start of an annotation file.
+def check_text_file(path: Path, setting: str = "annotations") -> None:
+    """Looks at the start of an annotation file, which the user gave as ``setting``.
 
     Raises:
         FileNotFoundError: it is missing, or is a directory.
@@ -16,16 +16,16 @@ def check_text_file(path: Path) -> None:
     """
     if not path.is_file():
         state = "is a directory" if path.is_dir() else "no such file"
-        raise FileNotFoundError(f"annotations={path}: {state}; give the annotation file of the data set")
+        raise FileNotFoundError(f"{setting}={path}: {state}; give the file of the data set")
     with path.open("rb") as file:
         start = file.read(1 << 16)
     if not start.strip():
-        raise ValueError(f"annotations={path}: the file is empty ({path.stat().st_size} bytes); download it again")
+        raise ValueError(f"{setting}={path}: the file is empty ({path.stat().st_size} bytes); download it again")
     # A multi-byte character may be cut at the end of what was read.
     n_bad = sum("\ud800" <= character <= "\udfff" for character in start.decode("utf-8", "surrogateescape"))
     if b"\0" in start or n_bad > 0.2 * len(start):
         raise ValueError(
-            f"annotations={path}: not UTF-8 text (it starts with {start[:8]!r}); expected the data set's own file, "
+            f"{setting}={path}: not UTF-8 text (it starts with {start[:8]!r}); expected the data set's own file, "
             "unpacked, in UTF-8"
         )
 
@@ -36,7 +36,9 @@ def read_text(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig", "surrogateescape")
 
 
-def read_rows(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[tuple[int, dict[str, str] | LineError]]:
+def read_rows(
+    path: Path, columns: Sequence[str], delimiter: str, setting: str = "annotations"
+) -> Iterator[tuple[int, dict[str, str] | LineError]]:
     """The lines of a table below its header, each with its number in the file (the first line is 1).
 
     Args:
@@ -45,14 +47,14 @@ def read_rows(path: Path, columns: Sequence[str], delimiter: str) -> Iterator[tu
     Raises:
         ValueError: no text, or another header.
     """
-    check_text_file(path)
+    check_text_file(path, setting)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="\n") as file:
         header = next(csv.reader([file.readline()], delimiter=delimiter))
         header = [name.strip() for name in header]
         missing = [name for name in columns if name not in header]
         if missing:
             raise ValueError(
-                f"annotations={path}: its header has no {', '.join(missing)}; it has {', '.join(header)[:200]!r}, "
+                f"{setting}={path}: its header has no {', '.join(missing)}; it has {', '.join(header)[:200]!r}, "
                 f"expected {', '.join(columns)} parted by {'tabs' if delimiter == chr(9) else repr(delimiter)}"
             )
         for number, line in enumerate(file, start=2):

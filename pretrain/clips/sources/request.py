@@ -3,11 +3,13 @@
 import hashlib
 import math
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pretrain.clips.skipping import Skipped
+from pretrain.clips.video import LONGEST_S, TIME_OUTSIDE
 
 # Why a line of annotation gives no clip; the same words are counted in a store's manifest.
 LINE_DAMAGED = "damaged line of annotation"
@@ -22,6 +24,8 @@ TIME_NEGATIVE = "time before the video"
 ID_INVALID = "invalid id"
 ID_DUPLICATE = "duplicate id"
 
+# Two frames of any video lie further apart; shorter spans are mistakes.
+_SHORTEST_S = 0.001
 # Ids become file names below the directory of videos: nothing that could lead out of it.
 _ID_PATTERN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+ -]*")
 # With the longest name of a member, a key must fit the 100 characters that tar gives a file name.
@@ -74,11 +78,11 @@ class LineError(ValueError):
 
 def skipped_line(error: LineError, *, source: str, key: str = "") -> Skipped:
     """The line as the store lists it. What is not UTF-8 is shown as ``\\xNN``."""
-    shown = [
+    texts = [
         text.translate(_ESCAPED_BYTES).encode("utf-8", "backslashreplace").decode()
         for text in (key, source, error.detail[:200])
     ]
-    return Skipped(key=shown[0], source=shown[1], reason=error.reason, detail=shown[2])
+    return Skipped(key=texts[0], source=texts[1], reason=error.reason, detail=texts[2])
 
 
 def make_key(*parts: str) -> str:
@@ -96,6 +100,14 @@ def make_key(*parts: str) -> str:
     return key
 
 
+def shown(value: Any) -> str:
+    """A value from a user's file in a message: short whatever it is, also if it is deep or a number of 5,000 digits."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:
+        return f"a very long {type(value).__name__}"
+
+
 def checked_id(value: Any, name: str) -> str:
     """An id that may name a file.
 
@@ -103,9 +115,9 @@ def checked_id(value: Any, name: str) -> str:
         LineError: not a string, or with characters that a file name of a data set does not have.
     """
     if not isinstance(value, str) or not value:
-        raise LineError(FIELD_WRONG, f"{name} is {value!r:.80}, expected an id")
+        raise LineError(FIELD_WRONG, f"{name} is {shown(value)}, expected an id")
     if not _ID_PATTERN.fullmatch(value):
-        raise LineError(ID_INVALID, f"{name} is {value!r:.80}")
+        raise LineError(ID_INVALID, f"{name} is {shown(value)}")
     return value
 
 
@@ -113,12 +125,12 @@ def checked_span(start: Any, end: Any) -> tuple[float, float]:
     """Start and end in seconds.
 
     Raises:
-        LineError: not numbers, not finite, before 0, or the end not after the start.
+        LineError: not numbers, not finite, before 0 or beyond any video, or the end not after the start.
     """
     start_s, end_s = checked_time(start, "start"), checked_time(end, "end")
     if start_s < 0:
         raise LineError(TIME_NEGATIVE, f"start {start_s:g} s")
-    if end_s <= start_s:
+    if end_s < start_s + _SHORTEST_S:
         raise LineError(TIMES_REVERSED, f"start {start_s:g} s, end {end_s:g} s")
     return start_s, end_s
 
@@ -130,9 +142,11 @@ def checked_time(value: Any, name: str) -> float:
             raise ValueError
         time_s = float(value)
     except (TypeError, ValueError, OverflowError):
-        raise LineError(FIELD_WRONG, f"{name} is {value!r:.80}, expected seconds") from None
+        raise LineError(FIELD_WRONG, f"{name} is {shown(value)}, expected seconds") from None
     if not math.isfinite(time_s):
-        raise LineError(TIME_NOT_FINITE, f"{name} is {value!r:.80}")
+        raise LineError(TIME_NOT_FINITE, f"{name} is {shown(value)}")
+    if time_s > LONGEST_S:
+        raise LineError(TIME_OUTSIDE, f"{name} is {time_s:g} s")
     return time_s
 
 
@@ -143,7 +157,7 @@ def checked_narration(value: Any) -> str:
         LineError: not a string, not UTF-8, or nothing but white space and tags of who acts.
     """
     if not isinstance(value, str):
-        raise LineError(FIELD_WRONG, f"the narration is {value!r:.80}, expected text")
+        raise LineError(FIELD_WRONG, f"the narration is {shown(value)}, expected text")
     check_text(value)
     narration = " ".join(value.split())
     if _ONLY_TAGS.fullmatch(narration):
