@@ -280,7 +280,7 @@ def shortcomings(report: Mapping[str, Any]) -> list[str]:
 
 def print_report(report: Mapping[str, Any]) -> None:
     """The table on the terminal."""
-    table = Table("stage", "measure", "figure [95 % interval]", "n", "clips", title=f"audit of {report['clips']} clips")
+    table = Table("stage", "measure", "figure [95 %]", "n", "clips", title=f"audit of {report['clips']} clips")
     for column in table.columns:
         column.no_wrap = True
     for stage, names in STAGE_MEASURES.items():

@@ -281,9 +281,7 @@ def _same_view(first: np.ndarray, last: np.ndarray, margins: Margins) -> bool:
     # A thing no thicker than what depth can tell counts as so thick.
     spans = [np.maximum(np.ptp(np.percentile(cloud, (10, 90), axis=0), axis=0), 0.02) for cloud in (first, last)]
     ratios = spans[1] / spans[0]
-    if not all(low < ratio < high for ratio in (*ratios, ratios[0] * ratios[2])):
-        return False
-    return True
+    return all(low < ratio < high for ratio in (*ratios, ratios[0] * ratios[2]))
 
 
 def _whole(thing: Thing, frame: int, margins: Margins) -> bool:
