@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
+from pretrain.artifact import SPEC_FILE, load_artifact
 from pretrain.clips.store import open_store
 from pretrain.downstream.results import BenchmarkResult, Metric
 from pretrain.downstream.spatial_ridge import cross_fit, fold_of_groups, reduce_channels, standardised_gram
@@ -250,6 +251,16 @@ def find_encoder(name: str) -> str:
     return f"{prefix}{run}" if run.is_dir() else name
 
 
+def training_note(name: str, data: SpatialData) -> str:
+    """A warning where an encoder's artifact says that it was trained on the store it is probed on; else empty."""
+    if name.startswith(RANDOM_PREFIX) or not (Path(name) / SPEC_FILE).is_file():
+        return ""
+    trained_on = (load_artifact(name).provenance.get("data") or {}).get("clips")
+    if trained_on not in [source.identity.get("manifest_sha256") for source in data.sources] or trained_on is None:
+        return ""
+    return f"{name} was pretrained on these clips: its figures on them are not of held-out scenes"
+
+
 def print_results(results: Sequence[BenchmarkResult], console: Console) -> None:
     """Summaries side by side, then each target's R2 (AUROC for contacts) and its error under one pooling a column group."""
     first = results[0]
@@ -323,7 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not sources:
         raise ValueError("nothing to probe on: give --store DIR, --tasks TASK..., or both")
     data = SpatialData(sources=tuple(sources))
-    console = Console(width=140)
+    console = Console(width=140, highlight=False)
     console.print(
         f"data: {sum(len(source.scene_of) for source in sources)} frames, {time.perf_counter() - start:.0f} s"
     )
@@ -334,6 +345,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = spatial_probe(encoder, data=data, seed=options.seed)
         results.append(dataclasses.replace(result, encoder=name))
         console.print(f"{name}: {time.perf_counter() - start:.0f} s ({time.process_time() - busy:.0f} s of one core)")
+        if note := training_note(name, data):
+            console.print(f"[bold]WARNING: {note}[/bold]")
     if options.ceiling:
         from pretrain.downstream.spatial_ceiling import conv_ceiling
 

@@ -92,7 +92,8 @@ def scene_weights(scenes: int, resamples: int, seed: int) -> Float64[np.ndarray,
 def target_metrics(source: str, pooling: str, errors: SceneErrors, weights: np.ndarray) -> list[Metric]:
     """R2 and RMSE of each position target.
 
-    R2 is 1 - error / error of the training mean. Its items are one a scene and have the figure as their mean.
+    R2 is 1 - error / error of the training mean. Items are one a scene and have the figure as their mean; those of RMSE are its
+    linear approximation in the scene, see `summary_metric`.
     """
     metrics = []
     boot = errors.resampled(weights)
@@ -114,17 +115,19 @@ def target_metrics(source: str, pooling: str, errors: SceneErrors, weights: np.n
                 items=items,
             )
         )
-        rows = errors.rows[:, number].sum()
+        rows = errors.rows[:, number]
+        rmse = float(np.sqrt(error.sum() / rows.sum()) * target.scale)
         low, high = np.percentile(boot_rmse[:, number], _INTERVAL) * target.scale
         metrics.append(
             Metric(
                 name=metric_name(source, target.name, pooling, "RMSE"),
-                value=float(np.sqrt(error.sum() / rows) * target.scale),
+                value=rmse,
                 low=float(low),
                 high=float(high),
-                chance=float(np.sqrt(baseline.sum() / rows) * target.scale),
+                chance=float(np.sqrt(baseline.sum() / rows.sum()) * target.scale),
                 higher_is_better=False,
                 unit=target.unit,
+                items=rmse * (1 + 0.5 * (error / max(error.mean(), 1e-30) - rows / rows.mean())),
             )
         )
     return metrics
@@ -148,14 +151,21 @@ def contact_metrics(
         pairs = weight_yes.sum(axis=1) * weight_no.sum(axis=1)
         boot = ((weight_yes @ above) * weight_no).sum(axis=1)[pairs > 0] / pairs[pairs > 0]
         low, high = np.percentile(boot, _INTERVAL)
+        area, scenes = float(above.mean()), len(source.scenes)
+        # DeLong's components, summed within scenes: their mean is the area, their spread its error.
+        items = area + scenes * (
+            np.bincount(source.scene_of[yes], above.mean(axis=1) - area, scenes) / yes.sum()
+            + np.bincount(source.scene_of[no], above.mean(axis=0) - area, scenes) / no.sum()
+        )
         metrics.append(
             Metric(
                 name=metric_name(source.name, target.name, pooling, "AUROC"),
-                value=float(above.mean()),
+                value=area,
                 low=float(low),
                 high=float(high),
                 chance=0.5,
                 higher_is_better=True,
+                items=items,
             )
         )
     return metrics

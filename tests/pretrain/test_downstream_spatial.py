@@ -31,6 +31,7 @@ from pretrain.downstream.spatial_scores import (
     contact_metrics,
     scene_errors,
     scene_weights,
+    summary_metric,
     target_metrics,
 )
 from pretrain.downstream.spatial_targets import (
@@ -46,7 +47,8 @@ from pretrain.downstream.spatial_targets import (
 )
 from pretrain.egodtm.encoder import EgoDTMEncoder
 from pretrain.egodtm.video_vit import VideoViTConfig
-from pretrain.encoder import load_encoder
+from pretrain.encoder import load_encoder, save_encoder
+from pretrain.provenance import make_provenance
 
 ROWS, WIDTH = 48, 70
 
@@ -199,6 +201,23 @@ def test_auroc_is_that_of_scikit_learn():
     scores = np.round(source.values + np.random.default_rng(0).normal(size=source.values.shape), 1)  # with ties
     metric = contact_metrics(source, TARGETS, "p", scores, scene_weights(30, 50, 0))[0]
     assert metric.value == pytest.approx(roc_auc_score(source.values[:, 2], scores[:, 2]))
+
+
+def test_items_have_the_figures_as_their_mean_and_their_spread_as_its_error():
+    source = made_up_source(300, 5)
+    random = np.random.default_rng(0)
+    predicted = source.values + 0.7 * random.normal(size=(300, 3))[source.scene_of] + random.normal(size=(1200, 3))
+    predicted[::7, :2] = np.nan  # scenes of unequal weight
+    weights = scene_weights(300, 2000, 0)
+    errors = scene_errors(source, TARGETS, predicted, np.zeros_like(predicted))
+    metrics = target_metrics("m", "p", errors, weights) + contact_metrics(source, TARGETS, "p", predicted, weights)
+    metrics.append(summary_metric("m", "p", {"m": errors}, {"m": weights}))
+    assert len(metrics) == 4
+    for metric in metrics[1:]:
+        assert metric.items is not None and metric.items.shape == (300,)
+        assert metric.items.mean() == pytest.approx(metric.value)
+        deviation = metric.items.std() / np.sqrt(300)
+        assert metric.high - metric.low == pytest.approx(2 * 1.96 * deviation, rel=0.12)
 
 
 def test_intervals_cover():
@@ -366,6 +385,18 @@ def test_a_net_trained_on_the_labels_reads_them(hand_store):
     assert summary_of(trained, "grid") < 0.9
     pixels = spatial_probe(load_encoder("pixels-16x16"), data=data, folds=2, resamples=50)
     assert len(compare_spatial(trained, pixels, resamples=50)) == len(spatial.POOLINGS)
+
+
+def test_probing_on_the_training_clips_is_said(hand_store, nano, tmp_path):
+    store = open_store(hand_store)
+    data = SpatialData(sources=(clip_source(store, indices=range(4)),))
+    for name, sha256 in (("same", store.manifest_sha256), ("other", "0" * 64)):
+        provenance = make_provenance(seed=0, parents={}, data={"clips": sha256}, step=1, wall_time_s=0.0)
+        save_encoder(tmp_path / name / "encoder", nano, provenance=provenance)
+    same = spatial.find_encoder(str(tmp_path / "same"))
+    assert "not of held-out scenes" in spatial.training_note(same, data)
+    for silent in (f"random:{same}", spatial.find_encoder(str(tmp_path / "other")), "pixels-16x16"):
+        assert spatial.training_note(silent, data) == ""
 
 
 def test_features_come_in_the_order_of_the_rows(hand_store, nano):
