@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from pretrain.annotate.surfaces import narration_objects
@@ -156,6 +157,12 @@ class Vocabulary:
         return frozenset(_stem(word) for word in re.findall(r"[a-z']+", self.tokens(self.narration)))
 
     @cached_property
+    def pairs(self) -> frozenset[tuple[str, str]]:
+        """Each word of the narration with the stem of the one before: "up" belongs to "picks up", not to "moves up"."""
+        words = self.tokens(self.narration).split()
+        return frozenset((_stem(before), word) for before, word in pairwise(words))
+
+    @cached_property
     def order(self) -> list[str]:
         """Tokens of the narration's things as they come."""
         return re.findall(_THING, self.tokens(self.narration))
@@ -277,25 +284,32 @@ def _named_before(text: str, vocabulary: Vocabulary) -> tuple[str, ...]:
 
 
 def _refuse_leftovers(text: str, vocabulary: Vocabulary) -> None:
+    """What no form has taken may repeat the narration, in its order, and nothing else."""
+    found: list[tuple[str, str]] = []
     for clause in re.split(r"[;.,]", text):
-        words = re.findall(r"@\w+|[^\s]+", clause)
-        things = [word for word in words if word.startswith("@x")]
-        given = "@n" in words
-        for place, word in enumerate(words):
-            if (
-                re.fullmatch(r"@[LRB]|@first|@last", word)
-                or word.strip("'\"()") in _STATING
-                or (re.search(r"\d", word) and not word.startswith("@"))
-            ):
-                raise Unreadable("not understood", f"{word!r} in {clause.strip()!r}")
-            if word.startswith("@") or word in _NEUTRAL or _stem(word) in vocabulary.words:
-                continue
-            before = words[place - 1] if place else ""
-            known = [said for said, _ in vocabulary.spoken if word in said.split()]
-            named = re.fullmatch(_OWNER, before) is not None or bool(known)
-            raise Unreadable("unknown object" if named else "unknown word", repr(word))
-        if not given and not _in_order(things, vocabulary.order):
-            raise Unreadable("not understood", f"{clause.strip()!r}")
+        words = clause.split()
+        for before, word in pairwise(["", *words]):
+            if kind := _refused(before, word, vocabulary):
+                found.append((kind, f"{word!r} in {clause.strip()!r}"))
+        things = [word for word in words if re.fullmatch(_THING, word)]
+        if "@n" not in words and not _in_order(things, vocabulary.order):
+            found.append(("not understood", repr(clause.strip())))
+    if found:
+        # A wrong name often leaves the rest of its clause unread, so it is the better reason.
+        raise Unreadable(*next((one for one in found if one[0] == "unknown object"), found[0]))
+
+
+def _refused(before: str, word: str, vocabulary: Vocabulary) -> str:
+    """Why a word that is left over is refused; "" = it may stay."""
+    if re.fullmatch(rf"@[cn]|{_THING}", word):
+        return ""
+    bare = word.strip("'\"()")
+    if re.fullmatch(r"@[LRB]|@first|@last", word) or bare in _STATING or re.search(r"\d", word):
+        return "" if (_stem(before), word) in vocabulary.pairs and not word.startswith("@") else "not understood"
+    if word in _NEUTRAL or _stem(word) in vocabulary.words:
+        return ""
+    in_a_name = any(bare in said.split() for said, _ in vocabulary.spoken)
+    return "unknown object" if in_a_name or re.fullmatch(_OWNER, before) else "unknown word"
 
 
 def _in_order(things: list[str], order: list[str]) -> bool:
