@@ -16,7 +16,7 @@ import torch
 
 MIB = 2**20
 # glibc keeps freed memory for later; with these, large blocks go back at once, so that the resident set is what is in use.
-_PROMPT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+_PROMPT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 def in_fresh_process(module: str, words: Sequence[str], *, threads: int) -> dict[str, Any]:

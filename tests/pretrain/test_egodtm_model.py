@@ -6,10 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.egodtm.depth_decoder import DepthDecoder, DepthDecoderConfig, bin_edges_and_centres, compose_depth
+from pretrain.egodtm.depth_decoder import DepthDecoder, DepthDecoderConfig, bin_edges_and_centres, compose_depth, paint
 from pretrain.egodtm.depth_losses import DEPTH_ERRORS
 from pretrain.egodtm.encoder import random_encoder
-from pretrain.egodtm.model import DECODER_SIZES, EgoDTM, EgoDTMConfig, LossConfig, egodtm_loss
+from pretrain.egodtm.lean_depth import paint_lean
+from pretrain.egodtm.losses import CONTRASTIVE
+from pretrain.egodtm.model import DECODER_SIZES, DEPTH_MEMORY, EgoDTM, EgoDTMConfig, LossConfig, egodtm_loss
 from pretrain.egodtm.pyramid import SCALES, SimpleFeaturePyramid
 from pretrain.egodtm.text import TEXT_SIZES, TextConfig, TextTower, tokenize
 from pretrain.egodtm.video_vit import VIDEO_SIZES, VideoViT, VideoViTConfig, sincos_positions_2d
@@ -17,7 +19,7 @@ from pretrain.egodtm.video_vit import VIDEO_SIZES, VideoViT, VideoViTConfig, sin
 TEXTS = ["#C C picks up the red can", "#C C opens the drawer", "#C C pours water from the blue jug into the bowl"]
 
 
-def nano(frames: int = 3, **changes) -> EgoDTM:
+def nano(frames: int = 3, depth_memory: str = "lean", **changes) -> EgoDTM:
     torch.manual_seed(0)
     config = {
         "video": VideoViTConfig.of_size("nano", frames=frames),
@@ -25,7 +27,7 @@ def nano(frames: int = 3, **changes) -> EgoDTM:
         "decoder": DepthDecoderConfig(**DECODER_SIZES["nano"]),
         "joint_dim": 16,
     }
-    return EgoDTM(EgoDTMConfig(**(config | changes)))
+    return EgoDTM(EgoDTMConfig(**(config | changes)), depth_memory=depth_memory)
 
 
 def batch_for(model: EgoDTM, batch: int = 3) -> dict[str, torch.Tensor]:
@@ -44,6 +46,7 @@ def loss_of(model: EgoDTM, batch: dict[str, torch.Tensor], **changes):
     return egodtm_loss(
         model(batch["video"], batch["text_ids"]),
         log_scale=model.log_scale,
+        bias=model.logit_bias,
         text_ids=batch["text_ids"],
         depth=batch["depth"],
         depth_valid=batch["depth_valid"],
@@ -86,6 +89,14 @@ def test_every_size_has_all_its_parts(size: str) -> None:
         )
 
 
+def without_gradient(model: EgoDTM) -> list[str]:
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.abs().max() > 0)
+    ]
+
+
 @pytest.mark.parametrize("error", DEPTH_ERRORS)
 @pytest.mark.parametrize("deep_supervision", [True, False])
 def test_every_parameter_gets_a_gradient(error: str, deep_supervision: bool) -> None:
@@ -93,12 +104,32 @@ def test_every_parameter_gets_a_gradient(error: str, deep_supervision: bool) -> 
     loss, scalars = loss_of(model, batch_for(model), depth_error=error, deep_supervision=deep_supervision)
     loss.backward()
     assert set(scalars) == {"loss", "contrastive", "accuracy", "depth"}
-    dead = [
-        name
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and (parameter.grad is None or not parameter.grad.abs().max() > 0)
-    ]
-    assert dead == []
+    assert without_gradient(model) == []
+
+
+@pytest.mark.parametrize("depth_memory", DEPTH_MEMORY)
+@pytest.mark.parametrize("contrastive", CONTRASTIVE)
+@pytest.mark.parametrize("scale", SCALES)
+def test_every_parameter_gets_a_gradient_at_every_scale(scale: int, contrastive: str, depth_memory: str) -> None:
+    decoder = DepthDecoderConfig(**DECODER_SIZES["nano"] | {"scale": scale})
+    model = nano(frames=2, decoder=decoder, contrastive=contrastive, depth_memory=depth_memory)
+    loss_of(model, batch_for(model), contrastive=contrastive)[0].backward()
+    assert without_gradient(model) == []
+    assert model.log_scale.requires_grad == (contrastive == "siglip")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", VIDEO_SIZES)
+def test_every_parameter_gets_a_gradient_at_every_size(size: str) -> None:
+    torch.manual_seed(0)
+    config = EgoDTMConfig(
+        video=VideoViTConfig.of_size(size, frames=2, image_size=32),
+        text=TextConfig.of_size(size),
+        decoder=DepthDecoderConfig(**DECODER_SIZES[size]),
+    )
+    model = EgoDTM(config)
+    loss_of(model, batch_for(model, batch=2))[0].backward()
+    assert without_gradient(model) == []
 
 
 def test_twins_start_from_the_same_towers() -> None:
@@ -112,17 +143,77 @@ def test_twins_start_from_the_same_towers() -> None:
         assert torch.equal(tensor, trained.encoder().state_dict()[name]), name
 
 
-@pytest.mark.parametrize(("frames", "image_size"), [(1, 32), (2, 64), (5, 48)])
-def test_any_number_of_frames_and_size(frames: int, image_size: int) -> None:
-    model = nano(video=VideoViTConfig.of_size("nano", frames=frames, image_size=image_size))
+@pytest.mark.parametrize("frames", [1, 2, 4, 5, 16])
+@pytest.mark.parametrize(("image_size", "scale"), [(16, 8), (32, 1), (48, 2), (80, 4)])
+def test_any_number_of_frames_and_size(frames: int, image_size: int, scale: int) -> None:
+    model = nano(
+        video=VideoViTConfig.of_size("nano", frames=frames, image_size=image_size),
+        decoder=DepthDecoderConfig(**DECODER_SIZES["nano"] | {"scale": scale}),
+    )
     batch = batch_for(model, batch=2)
     output = model(batch["video"], batch["text_ids"])
-    side = image_size // 16 * 4
+    side = image_size // 16 * scale
+    assert model.config.depth_size == side
     assert output.depth.shape == (3, 2, frames, side, side)  # the start and two layers
     torch.testing.assert_close(output.video.norm(dim=-1), torch.ones(2))
     torch.testing.assert_close(output.text.norm(dim=-1), torch.ones(2))
     only_last = model(batch["video"], batch["text_ids"], all_stages=False).depth
     torch.testing.assert_close(only_last[0], output.depth[-1])
+    assert (output.depth > 0).all() and (output.depth < 1).all()
+    assert model(batch["video"], batch["text_ids"], with_depth=False).depth is None
+
+
+@pytest.mark.parametrize(("size", "pixels"), [("base", {1: 14, 2: 28, 4: 56, 8: 112}), ("tiny", {4: 28, 8: 56})])
+def test_depth_sizes_of_the_paper(size: str, pixels: dict[int, int]) -> None:
+    for scale, side in pixels.items():
+        decoder = DepthDecoderConfig(**DECODER_SIZES[size] | {"scale": scale})
+        assert EgoDTMConfig(video=VideoViTConfig.of_size(size), decoder=decoder).depth_size == side
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("clips", [1, 3])
+def test_lean_depth_is_plain_depth(scale: int, clips: int) -> None:
+    """The same maps, loss and gradients, frame by frame and with the mask features' convolution folded away."""
+    decoder = DepthDecoderConfig(**DECODER_SIZES["nano"] | {"scale": scale})
+    found = []
+    for depth_memory in DEPTH_MEMORY:
+        model = nano(frames=3, decoder=decoder, depth_memory=depth_memory)
+        with torch.no_grad():
+            model.pyramid.mask_features.bias.normal_(generator=torch.Generator().manual_seed(1))
+        batch = batch_for(model, batch=clips)
+        loss, _ = loss_of(model, batch)
+        loss.backward()
+        depth = model(batch["video"], batch["text_ids"]).depth
+        found.append((depth.detach(), loss.detach(), {n: p.grad for n, p in model.named_parameters()}))
+    (lean, lean_loss, lean_gradients), (plain, plain_loss, plain_gradients) = found
+    torch.testing.assert_close(lean, plain, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(lean_loss, plain_loss, atol=1e-6, rtol=1e-6)
+    for name, gradient in plain_gradients.items():
+        if gradient is not None:
+            torch.testing.assert_close(lean_gradients[name], gradient, atol=2e-6, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("chunks", [1, 2, 5, 6, 50])
+def test_lean_depth_in_any_number_of_parts(chunks: int) -> None:
+    model = nano(frames=3)
+    maps = torch.randn(6, 32, 2, 2)
+    readings = model.decoder.read(torch.randn(2, 12, 32))
+    expected = paint(readings, model.pyramid.mask_features(model.pyramid.fine(maps)).unflatten(0, (2, 3)))
+    torch.testing.assert_close(paint_lean(model.pyramid, maps, readings, chunks=chunks), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("depth_memory", DEPTH_MEMORY)
+@pytest.mark.parametrize("contrastive", CONTRASTIVE)
+def test_bf16_autocast_trains(contrastive: str, depth_memory: str) -> None:
+    model = nano(contrastive=contrastive, depth_memory=depth_memory)
+    batch = batch_for(model)
+    exact = float(loss_of(model, batch, contrastive=contrastive)[0].detach())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _ = loss_of(model, batch, contrastive=contrastive)
+    loss.backward()
+    assert loss.dtype == torch.float32 and float(loss) == pytest.approx(exact, rel=0.05)
+    assert without_gradient(model) == []
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
 def test_positions_are_tiled_over_frames_and_the_class_token_gets_only_the_first() -> None:
@@ -165,6 +256,9 @@ def test_bins_and_depth_stay_in_range(raw: list[float], seed: int) -> None:
     depth = compose_depth(logits, centres)
     assert depth.shape == (1, 2, 7)
     assert (depth > 0).all() and (depth < 1).all()
+    # One and the same depth for all queries comes out as it is: the weights sum to 1.
+    same = torch.full_like(centres, 0.37)
+    torch.testing.assert_close(compose_depth(logits, same), torch.full_like(depth, 0.37))
     assert (depth >= centres.min() - 1e-5).all() and (depth <= centres.max() + 1e-5).all()
 
 
@@ -210,6 +304,9 @@ def test_text_behind_the_end_does_not_matter() -> None:
             lambda: LossConfig(depth_error="huber"),
             "depth_error: expected one of l1, mse, silog, ssi, ssi_trimmed, got 'huber'",
         ),
+        (lambda: LossConfig(contrastive="triplet"), "contrastive: expected one of infonce, siglip, got 'triplet'"),
+        (lambda: EgoDTMConfig(contrastive="triplet"), "contrastive: expected one of infonce, siglip, got 'triplet'"),
+        (lambda: nano(depth_memory="none"), "depth_memory: expected one of lean, plain, got 'none'"),
         (lambda: TextConfig(width=100, heads=3), "width: 100 is not a multiple of heads 3"),
     ],
 )

@@ -47,7 +47,7 @@ def losses() -> list[dict[str, float]]:
     return rows
 
 
-def test_losses_are_the_golden_ones() -> None:
+def test_egodtm_losses_are_the_golden_ones() -> None:
     expected = json.loads(GOLDEN.read_text())
     found = losses()
     assert len(found) == len(expected) == STEPS

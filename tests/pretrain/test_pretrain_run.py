@@ -91,7 +91,7 @@ def test_a_finished_run_says_so(finished: PretrainConfig, capsys: pytest.Capture
     assert weights_sha256(finished.out) == before
 
 
-def test_killed_at_any_moment_it_ends_with_the_same_weights(finished: PretrainConfig, tmp_path: Path) -> None:
+def test_egodtm_killed_at_any_moment_ends_with_the_same_weights(finished: PretrainConfig, tmp_path: Path) -> None:
     config = config_for(Path(finished.data), tmp_path / "killed")
     process = subprocess.Popen(
         [sys.executable, str(ROOT / "egoarm.py"), "pretrain", *words_for(config)],
@@ -205,6 +205,31 @@ def test_a_run_of_micro_batches(finished: PretrainConfig, tmp_path: Path) -> Non
         for plain, cached in zip(*metrics, strict=True):
             for field in ("loss", "contrastive", "depth", "accuracy", "gradient_norm"):
                 assert cached[field] == pytest.approx(plain[field], rel=1e-3), field
+
+
+def test_a_run_from_clip_weights(finished: PretrainConfig, tmp_path: Path) -> None:
+    """The towers start from the file, the run is known by its content, and the artifact names it."""
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+    from safetensors.torch import save_file
+
+    files = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        vision = CLIPVisionCfg(layers=2, width=32, head_width=16, patch_size=16, image_size=32)
+        clip = CLIP(embed_dim=256, vision_cfg=vision, text_cfg=CLIPTextCfg(width=32, heads=2, layers=2))
+        files.append(tmp_path / f"clip{seed}.safetensors")
+        save_file({name: value.contiguous() for name, value in clip.state_dict().items()}, files[-1])
+    store, out = Path(finished.data), tmp_path / "run"
+    run(config_for(store, out, trainer={"steps": 0}, init=str(files[1])))
+    tensors = load_artifact(out / "encoder").tensors
+    assert torch.equal(torch.as_tensor(tensors["vit.class_token"]), clip.visual.class_embedding.detach())
+    assert load_artifact(out / "encoder").provenance["parents"] == {"init": sha256_file(files[1])}
+    files[1].rename(tmp_path / "moved.safetensors")
+    run(config_for(store, out, trainer={"steps": 0}, init=str(tmp_path / "moved.safetensors")))
+    with pytest.raises(ValueError, match="holds a run with another configuration"):
+        run(config_for(store, out, trainer={"steps": 0}, init=str(files[0])))
+    with pytest.raises(FileNotFoundError, match=r"init=.*no such file"):
+        run(config_for(store, tmp_path / "other", trainer={"steps": 0}, init=str(files[1])))
 
 
 def test_two_processes_do_not_share_a_run(finished: PretrainConfig, tmp_path: Path) -> None:
