@@ -57,6 +57,9 @@ class HeadConfig:
     learning_rate: float = 1e-3
 
 
+HEAD = HeadConfig()
+
+
 def read_nlq(directory: Path) -> Task:
     """`nlq_train.json` and `nlq_val.json`: videos > clips > annotations > language_queries. The clips are videos called by
     their clip_uid (Ego4D's exported clips), in whose time the answers are.
@@ -124,12 +127,11 @@ def nlq_task(
 ) -> Task:
     """`window_s`: length of video behind each feature; None = one slot."""
     grid = DenseGrid(rate_hz=rate_hz, window_s=1 / rate_hz if window_s is None else window_s)
-    head = HeadConfig()
     return Task(
         items=tuple(queries),
         fit=tuple(fit),
-        options={"grid": grid, "head": head},
-        protocol={"rate_hz": grid.rate_hz, "window_s": grid.window_s, "head": vars(head)},
+        options={"grid": grid, "head": HEAD},
+        protocol={"rate_hz": grid.rate_hz, "window_s": grid.window_s, "head": vars(HEAD)},
         notes=notes,
     )
 

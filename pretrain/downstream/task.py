@@ -77,4 +77,4 @@ class Outcome:
 
 def counted(reasons: Mapping[str, int]) -> tuple[str, ...]:
     """What was skipped, one note a reason."""
-    return tuple(f"skipped {count}: {reason}" for reason, count in sorted(reasons.items()) if count)
+    return tuple(f"skipped {count}: {reason}" for reason, count in reasons.items() if count)
