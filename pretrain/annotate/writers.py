@@ -73,14 +73,6 @@ class WriterConfig:
         if not self.timeout_s > 0:
             raise ValueError(f"timeout_s={self.timeout_s}: expected seconds above 0")
 
-    @classmethod
-    def from_settings(cls, settings: Mapping[str, Any]) -> WriterConfig:
-        """From the settings of `egoarm annotate`: its `writer`, if it has one, and its own names for some fields."""
-        own = {"generate_weights": "caption_weights", "server_url": "base_url", "server_model": "model_name",
-               "server_timeout_s": "timeout_s", "device": "device"}  # fmt: skip
-        values = {field: settings[name] for name, field in own.items() if settings.get(name) is not None}
-        return cls(**{**values, **(settings.get("writer") or {})})
-
 
 class Prompt:
     """The two prompt files.
@@ -189,6 +181,9 @@ class TransformersWriter:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         return tokenizer, model
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.config,)  # the weights are loaded again in the other process
+
     def write(self, narration: str, facts: Sequence[Mapping[str, Any]], *, seed: int) -> tuple[str, ...]:
         return self.write_batch([(narration, facts)], seed=seed)[0]
 
@@ -273,10 +268,8 @@ class ServerWriter:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         return httpx.Client(timeout=self.config.timeout_s, headers=headers)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in self.__dict__.items() if name != "_client"
-        }  # sockets stay in their process
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.config,)  # sockets and templates stay in their process
 
     def write(self, narration: str, facts: Sequence[Mapping[str, Any]], *, seed: int) -> tuple[str, ...]:
         """Raises:
@@ -337,12 +330,12 @@ CAPTION_WRITERS: dict[str, Callable[[WriterConfig], CaptionWriter]] = {
 }
 
 
-def make_writer(name: str, config: WriterConfig | Mapping[str, Any]) -> CaptionWriter:
-    """The writer of a name in CAPTION_WRITERS, from its own config or from the settings of `egoarm annotate`.
+def make_writer(name: str, config: WriterConfig) -> CaptionWriter:
+    """The writer of a name in CAPTION_WRITERS.
 
     Raises:
         ValueError: an unknown name, or a setting that this writer needs is missing.
     """
     if name not in CAPTION_WRITERS:
         raise ValueError(f"generate={name}: expected one of {', '.join(CAPTION_WRITERS)}")
-    return CAPTION_WRITERS[name](config if isinstance(config, WriterConfig) else WriterConfig.from_settings(config))
+    return CAPTION_WRITERS[name](config)
