@@ -40,6 +40,10 @@ _OFFSETS = tuple(
     for dx in range(-_SMOOTHING_RADIUS, _SMOOTHING_RADIUS + 1)
     if (dy, dx) != (0, 0)
 )
+# Share of a label's pixels whose inverse depth is not on its plane.
+_ANYWHERE = 0.1
+_LEAST_PIXELS = 5
+_LEAST_SPREAD = 0.012
 # px of background around where things may be.
 _MARGIN = 12
 
@@ -249,29 +253,36 @@ def _window(mask: np.ndarray) -> Window | None:
 
 
 def _depth_score(inverse: np.ndarray, prior: Maps, likely: Maps) -> Maps:
-    """How well inverse depth fits each label: a plane of inverse depth each, which a flat surface is in any view."""
+    """Log density of inverse depth under each label: near a plane of inverse depth, or anywhere.
+
+    The inverse depth of a flat surface is a plane in any view, whatever the camera and also up to scale and shift.
+    """
     height, width = inverse.shape
     rows, columns = np.mgrid[0:height, 0:width].astype(np.float32)
     design = np.stack([columns / width, rows / height, np.ones_like(rows)], -1).reshape(-1, 3)
-    values = inverse.ravel()
     scores = np.zeros_like(prior)
-    things = (1 - prior[0]) > 0.05
-    near = cv2.dilate(things.astype(np.uint8), np.ones((15, 15), np.uint8))
-    for number, one in enumerate(likely / likely.sum(0)):
+    # Of the background only what is around the things: further off there are other surfaces.
+    near = cv2.dilate((prior[0] < 0.95).astype(np.uint8), np.ones((15, 15), np.uint8))
+    for number, one in enumerate(likely):
         weights = (one * near if number == 0 else one).ravel()
-        if weights.sum() < 5:
-            continue
-        spread = 0.1
-        for _ in range(5):
-            scaled = design * weights[:, None]
-            plane = np.linalg.solve(scaled.T @ design + 1e-3 * np.eye(3), scaled.T @ values)
-            error = np.abs(values - design @ plane)
-            spread = max(float((weights * np.minimum(error, 0.3)).sum() / weights.sum()), 0.012)
-            robust = 1 / (1 + (error / (1.5 * spread)) ** 2)
-            weights = (one * near if number == 0 else one).ravel() * robust
-        density = 0.9 * np.exp(-error / spread) / (2 * spread) + 0.1
-        scores[number] = np.log(density).reshape(height, width)
+        if weights.sum() >= _LEAST_PIXELS:
+            error, spread = _plane_error(design, inverse.ravel(), weights)
+            density = (1 - _ANYWHERE) * np.exp(-error / spread) / (2 * spread) + _ANYWHERE
+            scores[number] = np.log(density).reshape(height, width)
     return scores
+
+
+def _plane_error(design: np.ndarray, values: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """How far each value is from the plane that most of the weight lies on, and the mean of that by weight (an M-estimate
+    with Cauchy's weights)."""
+    error, spread, robust = values, 0.1, weights
+    for _ in range(5):
+        scaled = design * robust[:, None]
+        plane = np.linalg.solve(scaled.T @ design + 1e-3 * np.eye(3), scaled.T @ values)
+        error = np.abs(values - design @ plane)
+        spread = max(float((robust * np.minimum(error, 0.3)).sum() / robust.sum()), _LEAST_SPREAD)
+        robust = weights / (1 + (error / (1.5 * spread)) ** 2)
+    return error, spread
 
 
 def _softmax(score: Maps) -> Maps:
