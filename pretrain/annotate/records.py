@@ -32,8 +32,8 @@ class Detection:
     """One box in one frame.
 
     Attributes:
-        kind: "hand" or "object"; an object is a thing that a hand touches.
-        box_xyxy: inside the image.
+        kind: "hand" or "object"; an object is a thing that a hand touches (`held_by`) or that the narration names.
+        box_xyxy: as found; the pipeline cuts it at the image's border, or drops it and counts that.
         score: 0 to 1.
         side: of a hand, else None.
         contact: of a hand, one of CONTACT_STATES; None = the detector does not say.
