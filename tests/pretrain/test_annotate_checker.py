@@ -95,6 +95,18 @@ def test_the_narrations_own_claims_are_allowed() -> None:
     assert reason("C holds the cup with the left hand", narration=narration) is not None
 
 
+@pytest.mark.parametrize(
+    ("direction", "amount", "unit", "said"),
+    [("opened", 1.1, "rad", "is opened"), ("tilted", 1.2, "rad", "is tilted"), ("pressed", 0.02, "m", "is pressed down"),
+     ("turned", 0.8803, "rad", "is turned by 50 degrees")],
+)  # fmt: skip
+def test_the_simulators_other_displacements_are_read(direction: str, amount: float, unit: str, said: str) -> None:
+    facts = (UP | {"direction": direction, "amount": amount, "unit": unit},)
+    assert reason(f"#C C picks up the red can; the red can {said}", facts) is None
+    assert reason(f"#C C picks up the red can; the red can {said}") == "false displacement"
+    assert reason("the red can is turned by 80 degrees", facts) == "false displacement"
+
+
 def test_who_passes_what_to_whom() -> None:
     narration = "#C C passes the red can from one hand to the other"
     right = CONTACT | {"hand": "right", "start_frame": 0, "end_frame": 9}
