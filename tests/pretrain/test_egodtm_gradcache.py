@@ -109,6 +109,25 @@ def test_micro_batches_are_the_batch(
     assert ("logit_bias" in gradients(cached)) == ("log_scale" in gradients(cached)) == (contrastive == "siglip")
 
 
+@pytest.mark.parametrize("contrastive", CONTRASTIVE)
+def test_bf16_micro_batches(contrastive: str) -> None:
+    """In bf16 the clips round differently in another batch, no more; the embeddings and losses are fp32."""
+    loss, found = LossConfig(contrastive=contrastive), []
+    for micro_batch in (3, CLIPS):
+        model = nano(contrastive)
+        fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+        scalars = GradCache(model, loss, micro_batch=micro_batch)(fabric, fabric.setup_module(model), made_batch(model))
+        assert scalars["loss"].dtype == torch.float32
+        found.append((scalars, gradients(model)))
+    exact = nano(contrastive)
+    scalars = plain_step(exact, made_batch(exact), loss)
+    whole = torch.cat([g.flatten() for g in gradients(exact).values()])
+    for half_scalars, half in found:
+        assert float(half_scalars["loss"]) == pytest.approx(float(scalars["loss"]), rel=0.02)
+        assert half.keys() == gradients(exact).keys()
+        assert (torch.cat([g.flatten() for g in half.values()]) - whole).norm() < 0.1 * whole.norm()
+
+
 def test_both_passes_draw_the_same() -> None:
     """With dropout a clip's embedding in the second pass is the one whose gradient was cached."""
     model = nano("infonce", with_depth=False)
