@@ -258,13 +258,13 @@ def _displacements(surfaces: Surfaces, thing: Thing, margins: Margins) -> Iterat
         return
     first, last = whole[0], whole[-1]
     if surfaces.axes is not None:
-        clouds, least = [surfaces.placed(thing, frame) for frame in (first, last)], margins.displacement_m
+        clouds, least = _both(*(surfaces.placed(thing, frame) for frame in (first, last))), margins.displacement_m
     elif surfaces.poses is None and surfaces.still:
-        clouds, least = [surfaces.points(thing, frame) for frame in (first, last)], margins.still_displacement_m
-        clouds = [None if cloud is None else cloud[:, [0, 2, 1]] * (1, 1, -1) for cloud in clouds]
+        clouds, least = _both(*(surfaces.points(thing, frame) for frame in (first, last))), margins.still_displacement_m
+        clouds = clouds and (clouds[0][:, [0, 2, 1]] * (1, 1, -1), clouds[1][:, [0, 2, 1]] * (1, 1, -1))
     else:
         return
-    if clouds[0] is None or clouds[1] is None or not _same_view(clouds[0], clouds[1], margins):
+    if clouds is None or not _same_view(*clouds, margins):
         return
     for axis, (negative, positive) in enumerate(_AXES):
         parts = [np.percentile(cloud[:, axis], (15, 50, 85)) for cloud in clouds]
@@ -273,6 +273,10 @@ def _displacements(surfaces: Surfaces, thing: Thing, margins: Margins) -> Iterat
         # All parts of the surface go the same way, about as far.
         if abs(amount) > least and np.abs(moved - amount).max() < max(0.5 * abs(amount), 0.5 * least):
             yield (positive if amount > 0 else negative), abs(amount)
+
+
+def _both(one: np.ndarray | None, other: np.ndarray | None) -> tuple[np.ndarray, np.ndarray] | None:
+    return None if one is None or other is None else (one, other)
 
 
 def _same_view(first: np.ndarray, last: np.ndarray, margins: Margins) -> bool:
@@ -338,8 +342,8 @@ def relations_at(
         yield ("left of" if sideways < 0 else "right of"), abs(sideways), ""
     if "hand" in (one.kind, other.kind):
         return
-    clouds = [surfaces.points(thing, frame) for thing in (one, other)]
-    if clouds[0] is None or clouds[1] is None:
+    clouds = _both(surfaces.points(one, frame), surfaces.points(other, frame))
+    if clouds is None:
         nearer = surfaces.inverse_share(one, frame) - surfaces.inverse_share(other, frame)
         if abs(nearer) > margins.nearer_share:
             yield ("nearer than" if nearer > 0 else "farther than"), abs(float(nearer)), "share"
@@ -359,8 +363,8 @@ def _heights(
     surfaces: Surfaces, one: Thing, other: Thing, frame: int, margins: Margins, farther_m: float
 ) -> Iterator[tuple[str, float, str]]:
     """ "above" and "beside", which need the world's vertical."""
-    clouds = [surfaces.placed(thing, frame) for thing in (one, other)]
-    if clouds[0] is None or clouds[1] is None:
+    clouds = _both(surfaces.placed(one, frame), surfaces.placed(other, frame))
+    if clouds is None:
         return
     low = [float(np.percentile(cloud[:, 2], 5)) for cloud in clouds]
     high = [float(np.percentile(cloud[:, 2], 95)) for cloud in clouds]

@@ -176,6 +176,7 @@ def depth_measures(truth: Clip, depth: Float32[np.ndarray, "T H W"], *, relative
 
 
 def _flicker(truth: Clip, depth: np.ndarray, known: Bool[np.ndarray, "T H W"]) -> tuple[float, int]:
+    assert truth.depth is not None and truth.segmentation is not None
     surfaces = Surfaces(
         truth_scene(truth.replace(segmentation=np.zeros_like(truth.segmentation))), seen_pixels=SEEN_PIXELS
     )

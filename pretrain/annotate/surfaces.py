@@ -115,9 +115,10 @@ class Surfaces:
         return self._points[key]
 
     def _lift(self, thing: Thing, frame: int) -> np.ndarray | None:
-        if not self.metric or not thing.seen(frame, self.seen_pixels):
+        depths, matrix = self.scene.depth_m, self.clip.intrinsics
+        if depths is None or matrix is None or not thing.seen(frame, self.seen_pixels):
             return None
-        depth = self.scene.depth_m[frame]
+        depth = depths[frame]
         mask = thing.masks[frame] & (depth > 0) & np.isfinite(depth)
         inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1).astype(bool)
         if thing.kind == "object" and inner.sum() >= 2 * self.seen_pixels:
@@ -131,7 +132,6 @@ class Surfaces:
             spread = max(3 * 1.4826 * np.median(np.abs(z - middle)), 0.04)
             kept = np.abs(z - middle) < spread
             rows, columns, z = rows[kept], columns[kept], z[kept]
-        matrix = self.clip.intrinsics
         x = (columns + 0.5 - matrix[0, 2]) / matrix[0, 0] * z
         y = (rows + 0.5 - matrix[1, 2]) / matrix[1, 1] * z
         return np.stack([x, y, z], axis=1)
@@ -147,8 +147,8 @@ class Surfaces:
     def gap_m(self, one: Thing, other: Thing, frame: int) -> float:
         """Metres between the visible surfaces, the third smallest distance of a point to the other cloud (a stray pixel
         does not count); NaN where one is not seen."""
-        clouds = [self.points(thing, frame) for thing in (one, other)]
-        if clouds[0] is None or clouds[1] is None:
+        clouds = [cloud for thing in (one, other) if (cloud := self.points(thing, frame)) is not None]
+        if len(clouds) < 2:
             return float("nan")
         small, large = sorted((cloud[:: -(-len(cloud) // _LARGEST_CLOUD)] for cloud in clouds), key=len)
         distances, _ = cKDTree(large).query(small)

@@ -135,7 +135,7 @@ def read_answer(answer: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(line for line in lines if line))
 
 
-@dataclass(frozen=True)
+@dataclass
 class GrammarWriter:
     """Templates, no weights: `grammar.py`. Always accepted by the checker."""
 
@@ -146,7 +146,7 @@ class GrammarWriter:
         return grammar.write_captions(narration, facts, seed=seed, most=self.config.captions)
 
 
-@dataclass(frozen=True)
+@dataclass
 class TransformersWriter:
     """A local causal language model.
 
@@ -162,7 +162,7 @@ class TransformersWriter:
     prompt: Prompt = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "prompt", Prompt(self.config.prompt))
+        self.prompt = Prompt(self.config.prompt)
         self._loaded  # noqa: B018 - a directory without weights is told at once
 
     @cached_property
@@ -228,7 +228,7 @@ class TransformersWriter:
         return "\n\n".join(message["content"] for message in messages) + "\n"
 
 
-@dataclass(frozen=True)
+@dataclass
 class ServerWriter:
     """Any server with OpenAI's chat completions (vLLM, llama.cpp, Ollama, ...), by httpx.
 
@@ -253,7 +253,7 @@ class ServerWriter:
             raise ValueError(
                 f"api_key_env={self.config.api_key_env}: this environment variable is not set; set it to the server's key"
             )
-        object.__setattr__(self, "prompt", Prompt(self.config.prompt))
+        self.prompt = Prompt(self.config.prompt)
         self._client  # noqa: B018 - a missing package is told at once
 
     @cached_property
