@@ -202,10 +202,14 @@ def _resized(maps: torch.Tensor, size: int) -> Float64[np.ndarray, "n T S S"]:
 
 
 def _decoded(extractor: Extractor, tokens: np.ndarray, batch: int = 16) -> Float64[np.ndarray, "n T S S"]:
-    parts = [
-        extractor.subject.decode_depth(torch.from_numpy(tokens[start : start + batch]).float())
-        for start in range(0, len(tokens), batch)
-    ]
+    # A model of single images has seen each frame alone.
+    frames = extractor.frames
+    alone = extractor.subject.encoder.spec.frames == 1 and frames > 1
+    parts = []
+    for start in range(0, len(tokens), batch):
+        part = torch.from_numpy(tokens[start : start + batch]).float()
+        maps = extractor.subject.decode_depth(part.unflatten(1, (frames, -1)).flatten(0, 1) if alone else part)
+        parts.append(maps.flatten(0, 1).unflatten(0, (len(part), frames)))
     return _resized(torch.cat(parts), MAP_SIZE)
 
 

@@ -49,6 +49,7 @@ class Extractor:
 
     Args:
         cache: directory for features; None keeps them in memory only.
+        export: directory that gets the dense features of long videos, a file a video; None = not wanted.
 
     Raises:
         ValueError: a video encoder that takes another number of frames.
@@ -63,6 +64,7 @@ class Extractor:
         batch_size: int = 16,
         device: str = "cpu",
         cache: Path | None = None,
+        export: Path | None = None,
     ) -> None:
         spec = subject.encoder.spec
         if spec.frames not in (1, frames):
@@ -73,6 +75,7 @@ class Extractor:
         self.subject = subject.to(device)
         self.source = source
         self.frames = frames
+        self.export = export
         self.grid = (frames, *spec.grid[1:])
         self._batch_size = batch_size
         self.device = device

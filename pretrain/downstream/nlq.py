@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from pretrain.downstream.annotations import find_file, number, read_json, reading
-from pretrain.downstream.features import DenseGrid, Extractor
+from pretrain.downstream.features import DenseGrid, Extractor, save_dense_features
 from pretrain.downstream.segments import Segment
 from pretrain.downstream.statistics import make_metric
 from pretrain.downstream.task import Outcome, Task, counted
@@ -168,11 +168,22 @@ def evaluate_nlq(extractor: Extractor, task: Task) -> Outcome:
 
 
 def dense_features(extractor: Extractor, task: Task, grid: DenseGrid) -> dict[Segment, Float[Tensor, "L D"]]:
-    """Pooled features of every video of the task at the grid's rate."""
+    """Pooled features of every video of the task at the grid's rate, which are also written where the extractor exports."""
     videos = task.segments()
     windows = {video: grid.segments(video.video, video.start_s, video.end_s) for video in videos}
     rows = torch.from_numpy(extractor.pooled([window for part in windows.values() for window in part]))
-    return dict(zip(videos, rows.split([len(part) for part in windows.values()]), strict=True))
+    features = dict(zip(videos, rows.split([len(part) for part in windows.values()]), strict=True))
+    if extractor.export is not None:
+        for video, own in features.items():
+            save_dense_features(
+                extractor.export / f"{video.video}.npz",
+                own.numpy(),
+                video=video.video,
+                start_s=video.start_s,
+                grid=grid,
+                joint=extractor.subject.join(own).numpy(),
+            )
+    return features
 
 
 # --------------------------------------------------------------------------------------------------------------- the head

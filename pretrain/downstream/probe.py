@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -26,6 +27,7 @@ from pretrain.provenance import make_provenance
 ALL_SYNTHETIC = "all-synthetic"
 RESULTS_FILE = "probe.json"
 FEATURES_DIRECTORY = "features"
+DENSE_DIRECTORY = "dense_features"
 # What an encoder of single images is shown when there is no video encoder beside it to follow.
 IMAGE_FRAMES = 4
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -54,6 +56,7 @@ class ProbeConfig:
         frames: frames that an encoder of single images is shown, whose features are averaged; null = as many as the video
             encoders of the table take.
         tasks: tasks of Meta-World whose frames the benchmark "spatial" reads too.
+        dense_features: also write the features of EgoNLQ's long videos, <out>/dense_features/<encoder>/<video>.npz.
         batch_size, device, threads: of the encoding; threads 0 = torch's default.
     """
 
@@ -71,6 +74,7 @@ class ProbeConfig:
     max_missing: float = 0.1
     frames: int | None = None
     tasks: tuple[str, ...] = ()
+    dense_features: bool = False
     batch_size: int = 16
     device: str = "auto"
     threads: int = 0
@@ -182,6 +186,7 @@ def measure(config: ProbeConfig, subjects: Sequence[Subject]) -> list[BenchmarkR
             batch_size=config.batch_size,
             device=_device(config.device),
             cache=cache,
+            export=_dense(config, subject) if config.dense_features else None,
         )
         for subject in subjects
     ]
@@ -297,6 +302,10 @@ def _videos(config: ProbeConfig, data: str) -> str:
             f"data={data} is no clip store, so it is read as official annotations: give their videos with videos="
         )
     return config.videos
+
+
+def _dense(config: ProbeConfig, subject: Subject) -> Path:
+    return Path(config.out) / DENSE_DIRECTORY / re.sub(r"[^A-Za-z0-9_.-]+", "_", subject.name)
 
 
 def _device(device: str) -> str:

@@ -15,6 +15,7 @@ from pretrain.clips.dataset import ClipDataset
 from pretrain.clips.schema import Clip
 from pretrain.clips.store import open_store
 from pretrain.downstream import comparison, features, nlq
+from pretrain.downstream.ek100 import COLUMNS
 from pretrain.downstream.features import Extractor
 from pretrain.downstream.probe import ProbeConfig, run
 from pretrain.downstream.segments import FileVideos, Segment, StoreSpans, StoreVideos
@@ -42,6 +43,7 @@ def make_clip(index: int, prefix: str = "clip") -> Clip:
     rgb = random.integers(90, 130, (FRAMES, SIZE, SIZE, 3)).astype(np.uint8)
     floor = np.linspace(3.0, 1.0, SIZE, dtype=np.float32)[:, None]
     depth = np.broadcast_to(floor, (FRAMES, SIZE, SIZE)).copy()
+    segmentation = np.zeros((FRAMES, SIZE, SIZE), np.uint8)
     near = float(random.uniform(0.4, 0.8))
     height, width = {"square": (10, 10), "bar": (5, 16), "frame": (12, 12)}[kind]
     for frame in range(FRAMES):
@@ -50,13 +52,18 @@ def make_clip(index: int, prefix: str = "clip") -> Clip:
         left = round({"push": way, "pull": 1 - way, "lift": 0.5}[verb] * (SIZE - width))
         rgb[frame, top : top + height, left : left + width] = COLOURS[colour]
         depth[frame, top : top + height, left : left + width] = near
+        segmentation[frame, top : top + height, left : left + width] = 3
+        segmentation[frame, -8:, left : left + 6] = 2
     label = f"{colour} {kind}"
     return Clip(
         key=f"{prefix}-{index:03d}",
         rgb=rgb,
         rgb_times_s=np.arange(FRAMES) / 4.0,
         depth=depth,
-        labels={3: label},
+        segmentation=segmentation,
+        contact=np.tile(np.array([0, 3 * (index % 2)], np.uint8), (FRAMES, 1)),
+        intrinsics=np.array([[SIZE, 0, SIZE / 2], [0, SIZE, SIZE / 2], [0, 0, 1.0]]),
+        labels={1: "left hand", 2: "right hand", 3: label},
         narration=f"#C C {VERBS[verb]} the {label}",
         captions=(f"C {VERBS[verb]} the {label}, {near:.1f} m away",),
         meta={"action": verb, "target": 3, "other": None},
@@ -432,3 +439,106 @@ def test_depth_that_says_nothing_is_counted(
     said = capsys.readouterr().out
     assert "skipped 1: a clip without any known depth" in said and "skipped 1: a clip of constant depth" in said
     assert document(tmp_path / "out")["results"][0]["metrics"][0]["items"].__len__() == 18
+
+
+def test_the_spatial_probe_is_a_row_like_the_others(
+    trained: Path, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(config_for(trained, store, tmp_path, benchmark="spatial", clips=24, names=("trained", "untrained", "pixels")))
+    results = comparison.load_results(tmp_path / "probe.json")
+    assert all(result.protocol == results[0].protocol and result.metrics for result in results)
+    assert results[0].protocol["sources"]["clips"]["clips"] == 24
+    said = capsys.readouterr().out
+    assert "spatial error" in said and "more rows are in the file" in said
+
+
+# ------------------------------------------------------------------------------------------------- official data, end to end
+
+TWO_VERBS = ("take plate,take,0,plate,2,['plate'],[2]", "wash cup,wash,4,cup,13,['cup'],[13]")
+
+
+def write_rows(path: Path, videos: range) -> None:
+    rows = [
+        f"v{number}_0,P01,v{number},00:00:01.00,00:00:00.50,00:00:02.50,1,99,{TWO_VERBS[number % 2]}"
+        for number in videos
+    ]
+    path.write_text("\n".join([",".join(COLUMNS), *rows]) + "\n")
+
+
+def write_mir(directory: Path) -> None:
+    write_rows(directory / "EPIC_100_retrieval_test.csv", range(8))
+    (directory / "EPIC_100_retrieval_test_sentence.csv").write_text(
+        "narration_id,narration\nv0_0,take plate\nv1_0,wash cup\n"
+    )
+    same = np.arange(8)[:, None] % 2 == np.arange(2)
+    np.save(directory / "caption_relevancy_EPIC_100_retrieval_test.npy", same.astype(np.float32))
+
+
+def write_cls(directory: Path) -> None:
+    write_rows(directory / "EPIC_100_train.csv", range(4))
+    write_rows(directory / "EPIC_100_validation.csv", range(4, 8))
+
+
+def write_egtea(directory: Path) -> None:
+    (directory / "action_idx.txt").write_text("Take plate 1\nWash cup 2\n")
+    (directory / "test_split1.txt").write_text("".join(f"v{number} {1 + number % 2} 1\n" for number in range(8)))
+
+
+def write_nlq(directory: Path) -> None:
+    for name, videos in (("train", range(4)), ("val", range(4, 8))):
+        clips = [
+            {
+                "clip_uid": f"v{number}", "clip_start_sec": 0, "clip_end_sec": 3.0,
+                "annotations": [{"language_queries": [
+                    {"query": "when is it washed?", "clip_start_sec": 1.0, "clip_end_sec": 2.0}
+                ]}],
+            }
+            for number in videos
+        ]  # fmt: skip
+        (directory / f"nlq_{name}.json").write_text(json.dumps({"videos": [{"video_uid": "u", "clips": clips}]}))
+
+
+def write_egoschema(directory: Path) -> None:
+    questions = [
+        {"q_uid": f"v{number}", "question": "what?"}
+        | {f"option {option}": f"washes {option} cups" for option in range(5)}
+        for number in range(8)
+    ]
+    (directory / "questions.json").write_text(json.dumps(questions))
+    (directory / "subset_answers.json").write_text(json.dumps({f"v{number}": number % 5 for number in range(8)}))
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("videos")
+    for number in range(8):
+        write_video(directory / f"v{number}.mp4", 3, 20 * number)
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "write", "metric"),
+    [
+        ("ek100-mir", write_mir, "nDCG average"),
+        ("ek100-cls", write_cls, "linear verb top-1"),
+        ("egtea", write_egtea, "mean-class accuracy"),
+        ("nlq", write_nlq, "R@5 IoU 0.5"),
+        ("egoschema", write_egoschema, "accuracy"),
+    ],
+)
+def test_official_annotations_on_video_files(
+    trained: Path, videos: Path, tmp_path: Path, benchmark: str, write, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nlq, "HEAD", nlq.HeadConfig(steps=5, width=16))
+    write(tmp_path)
+    out = tmp_path / "out"
+    config = config_for(
+        trained, tmp_path, out, encoder=str(trained), videos=str(videos), benchmark=benchmark, dense_features=True
+    )
+    run(config)
+    (result,) = comparison.load_results(out / "probe.json")
+    assert result.protocol["kind"] == "official" and metric in {found.name for found in result.metrics}
+    if benchmark == "nlq":
+        with np.load(out / "dense_features/run/v5.npz", allow_pickle=False) as file:
+            assert file["features"].shape == (6, 32) and file["joint"].shape == (6, 256)
+            assert file["times_s"][1] == pytest.approx(1.5 / 1.87)
