@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from pretrain.annotate.caption_truth import CaptionTruth, recalled, share
 from pretrain.annotate.checker import check_caption, describe
+from pretrain.annotate.generate import rejections_in
 from pretrain.annotate.measures import Pairs, depth_measures, detection_measures, mask_measures, match_tracks, pooled
 from pretrain.annotate.overlays import Overlay, draw_overlays
 from pretrain.annotate.records import Detections, Track
@@ -137,8 +138,10 @@ def run(config: AuditConfig) -> int:
         _check_truth(truth, store)
         found = read_found(annotated_path, annotated.read(index), hashes)
         audits.append(audit_clip(truth, found, backends))
+        reason, more_rejected = rejections_in(found.reason or "captioned")
         rejected.update(found.rejected)
-        reasons[found.reason or "captioned"] += 1
+        rejected.update(more_rejected)
+        reasons[reason] += 1
         if index in drawn:
             overlays.append(_overlay(truth, found))
     report = summarise(audits, backends, rejected, reasons)

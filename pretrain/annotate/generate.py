@@ -13,6 +13,7 @@ from pretrain.annotate.writers import CAPTION_WRITERS, WriterConfig, make_writer
 
 __all__ = ["CAPTION_WRITERS", "NoCaption", "WriterConfig", "caption_scene", "make_writer"]
 
+ALL_REJECTED = "all captions rejected"
 FELL_BACK = "written by the grammar instead"
 
 
@@ -62,8 +63,16 @@ def caption_scene(scene: Scene, writer: CaptionWriter, *, seed: int) -> Captions
         raise trouble
     if not accepted:
         counts = ", ".join(f"{number} {reason}" for reason, number in sorted(rejected.items()))
-        raise NoCaption(f"all captions rejected: {counts}" if counts else "the writer wrote nothing", rejected)
+        raise NoCaption(f"{ALL_REJECTED}: {counts}" if counts else "the writer wrote nothing", rejected)
     return Captions(captions=accepted, facts=facts, rejected=dict(sorted(rejected.items())))
+
+
+def rejections_in(reason: str) -> tuple[str, dict[str, int]]:
+    """(the reason without its counts, the counts) of a recorded reason, so that reasons of many clips can be added up."""
+    if not reason.startswith(f"{ALL_REJECTED}: "):
+        return reason, {}
+    counts = (item.split(" ", 1) for item in reason.removeprefix(f"{ALL_REJECTED}: ").split(", "))
+    return ALL_REJECTED, {name: int(number) for number, name in counts}
 
 
 def _accepted(
