@@ -19,7 +19,19 @@ def test_rooms_import_downwards_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["pretrain", "pretrain.encoder", "pretrain.egodtm.train", "pretrain.clips.store", "pretrain.clips.synth"]
+    "module",
+    [
+        "pretrain",
+        "pretrain.encoder",
+        "pretrain.egodtm.train",
+        "pretrain.clips.store",
+        "pretrain.clips.synth",
+        "pretrain.clips.importing",
+        "pretrain.annotate.pipeline",
+        "pretrain.annotate.audit",
+        "pretrain.downstream.probe",
+        "pretrain.downstream.arms",
+    ],
 )
 def test_pretrain_imports_without_the_simulators(module: str) -> None:
     code = (

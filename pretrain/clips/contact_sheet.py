@@ -103,7 +103,7 @@ def _band_title(clip: Clip, band: str) -> str:
     if band == "depth":
         near, far = _depth_range(clip)
         return f"depth\n{near:.2f} to {far:.2f} m"
-    return {"rgb": "RGB, gaze", "segmentation": "masks,\ncontacts"}[band]
+    return {"rgb": "RGB" if clip.gaze is None else "RGB, gaze", "segmentation": "masks,\ncontacts"}[band]
 
 
 def _annotate(axis: Any, clip: Clip, band: str, frame: int) -> None:

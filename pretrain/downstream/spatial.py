@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="STEPS",
         help="also train a small conv net on the labels, for so many steps",
     )
-    parser.add_argument("--cache", default="out/cache/spatial", help="where robot frames are kept")
+    parser.add_argument("--cache", default="runs/cache/spatial", help="where robot frames are kept")
     options = parser.parse_args(arguments)
     sources = []
     start = time.perf_counter()
