@@ -17,7 +17,7 @@ from pretrain.downstream.statistics import PairedDifference, paired_difference
 
 FORMAT = "egoarm-probe"
 FORMAT_VERSION = 1
-# Narrower than this, tables come a few columns at a time.
+# Significant digits of the numbers in the file.
 _DIGITS = 12
 
 

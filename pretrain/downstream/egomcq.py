@@ -86,10 +86,7 @@ def evaluate_egomcq(extractor: Extractor, task: Task) -> Outcome:
         if asked:
             right = np.array([chosen[index] == questions[index].answer for index in asked], np.float64)
             groups = np.array([questions[index].group for index in asked])
-            alone = len(set(groups.tolist())) == len(groups)
-            metrics.append(
-                make_metric(f"{kind} accuracy", right, unit="%", chance=1 / OPTIONS, groups=None if alone else groups)
-            )
+            metrics.append(make_metric(f"{kind} accuracy", right, unit="%", chance=1 / OPTIONS, groups=groups))
     return Outcome(metrics=tuple(metrics))
 
 

@@ -120,7 +120,6 @@ def in_top(
 
 def _accuracies(how: str, probabilities: np.ndarray, names: Sequence[str], clips: Sequence[Action]) -> list[Metric]:
     groups = np.array([clip.group for clip in clips])
-    independent = len(set(groups.tolist())) == len(groups)
     metrics = []
     for kind in KINDS:
         classes, summed = marginal(probabilities, names, kind)
@@ -133,7 +132,7 @@ def _accuracies(how: str, probabilities: np.ndarray, names: Sequence[str], clips
                     in_top(summed, classes, truth, top),
                     unit="%",
                     chance=sum(counts[:top]) / len(truth),  # always naming the most frequent ones
-                    groups=None if independent else groups,
+                    groups=groups,
                 )
             )
     return metrics

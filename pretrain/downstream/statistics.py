@@ -58,7 +58,8 @@ def make_metric(
         raise ValueError(f"metric {name!r}: none of its {len(values)} items has a value")
     scale = 100.0 if unit == "%" else 1.0
     finite = values[np.isfinite(values)]
-    if groups is None and strata is None and np.isin(finite, (0.0, 1.0)).all():
+    independent = groups is None or len(np.unique(groups)) == len(values)
+    if independent and strata is None and np.isin(finite, (0.0, 1.0)).all():
         low, high = proportion_confint(finite.sum(), len(finite), alpha=1 - LEVEL, method="wilson")
     else:
         low, high = _interval(bootstrap(values, groups=groups, strata=strata))

@@ -1,6 +1,5 @@
 """What is measured: an encoder, with its text tower and depth decoder where it has them, and what it was trained on."""
 
-import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +40,8 @@ class Subject:
         name: as given on the command line.
         encoder: frozen, in evaluation mode; `model`'s own video tower where there is a model.
         model: the whole EgoDTM, for texts and depth; None for an encoder alone.
-        training: None for weights that no recorded run has trained.
+        training: None for weights that no recorded run has trained; an untrained twin keeps that of its trained one, so that
+            both are measured on the same clips.
         fingerprint: of all that decides its features, the key of caches.
         sha256: of the weights.
     """
@@ -152,15 +152,15 @@ def load_subject(given: str, *, name: str | None = None) -> Subject:
         artifact = load_artifact(path)
         if artifact.kind == MODEL_KIND:
             model = _build_model(artifact, untrained)
-            return _subject(name, model.encoder(), model, _training_of(artifact), untrained)
+            return _subject(name, model.encoder(), model, _training_of(artifact))
         if artifact.kind == ENCODER_KIND:
             seed = int((artifact.config.get("training") or {}).get("seed", 0))
             encoder = load_encoder(f"{RANDOM_PREFIX}{path}" if untrained else path, seed=seed)
-            return _subject(name, encoder, None, _training_of(artifact), untrained)
+            return _subject(name, encoder, None, _training_of(artifact))
         raise ValueError(
             f"{path} is an artifact of kind {artifact.kind!r}: expected {ENCODER_KIND!r} or {MODEL_KIND!r}"
         )
-    return _subject(name, load_encoder(given), None, None, untrained)
+    return _subject(name, load_encoder(given), None, None)
 
 
 def _artifact_in(run: Path) -> Path:
@@ -185,14 +185,10 @@ def _training_of(artifact: Artifact) -> Training | None:
     )
 
 
-def _subject(
-    name: str, encoder: VideoEncoder, model: EgoDTM | None, training: Training | None, untrained: bool
-) -> Subject:
+def _subject(name: str, encoder: VideoEncoder, model: EgoDTM | None, training: Training | None) -> Subject:
     encoder.frozen()
     sha256 = encoder.spec.weights_sha256 if model is None else tensors_sha256(model.state_dict())
     parts = f"{encoder.spec.fingerprint()} {sha256}"
-    # An untrained twin is measured on the clips of its trained one, so it keeps the record of what that has seen.
-    del untrained
     return Subject(
         name=name,
         encoder=encoder,
@@ -222,7 +218,3 @@ def unique_names(given: Sequence[str]) -> list[str]:
         if len(set(names)) == len(names):
             return names
     return list(given)
-
-
-def renamed(subject: Subject, name: str) -> Subject:
-    return dataclasses.replace(subject, name=name)

@@ -98,7 +98,10 @@ def held_out_clips(
     allowed = np.ones(len(keys), bool)
     combinations: set[tuple[str, str]] = set()
     notes: list[str] = []
-    trainings = {subject.training: subject.name for subject in subjects if subject.training is not None}
+    trainings: dict[Training, str] = {}
+    for subject in subjects:
+        if subject.training is not None:
+            trainings.setdefault(subject.training, subject.name)  # an untrained twin has that of the trained one
     for training, name in trainings.items():
         trained, same, note = _trained_on(store, keys, training)
         if note:

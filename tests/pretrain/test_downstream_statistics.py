@@ -53,6 +53,8 @@ def test_large_tables_are_resampled_in_parts_alike() -> None:
 def test_right_or_wrong_items_have_wilsons_interval() -> None:
     metric = make_metric("accuracy", np.ones(20), unit="%", chance=0.2)
     assert (metric.value, metric.high, metric.chance) == (100.0, pytest.approx(100.0), 20.0)
+    alone = make_metric("accuracy", np.ones(20), unit="%", groups=np.arange(20))
+    assert (alone.low, alone.high) == (metric.low, metric.high)
     assert metric.low == pytest.approx(100 * stats.binomtest(20, 20).proportion_ci(method="wilson").low)
 
 
