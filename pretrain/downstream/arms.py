@@ -22,82 +22,98 @@ from pretrain.downstream.comparison import compare, load_results, print_table
 from pretrain.downstream.probe import RESULTS_FILE, ProbeConfig
 from pretrain.downstream.probe import run as probe
 from pretrain.downstream.spatial_scores import SUMMARY
-from pretrain.downstream.table import BENCHMARKS, SYNTHETIC
+from pretrain.downstream.table import BENCHMARKS
 from pretrain.egodtm.train import ENCODER_DIRECTORY, SNAPSHOTS_DIRECTORY, VALIDATION_FILE, PretrainConfig
 from pretrain.egodtm.train import run as pretrain
 
-# Name -> what it changes of the first. "samples" is in multiples of config.samples.
-ARMS: dict[str, dict[str, Any]] = {
-    "egodtm": {},
-    "no-depth": {"depth_weight": 0.0},
-    "no-enriched": {"caption_probability": 0.0},
-    "egodtm-long": {"samples": 3},
-}
 RANDOM = "random"
+# What an arm may say beside the settings of a run: the clips it sees, in multiples of config.samples.
+TIMES = "times"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArmsConfig:
-    """Settings of `egoarm pretrain arms`.
+    """Settings of `egoarm pretrain arms` and `egoarm pretrain ablation`.
 
     Attributes:
-        out: directory of the clips, the runs and the probes.
+        out: directory of the runs and the probes.
         results: directory that gets the small files for publication.
-        arms: rows of ARMS to train now; those trained before are measured too.
-        samples: clips that each arm sees; arms marked so in ARMS see a multiple.
+        title: of the published page.
+        arms: name -> what it changes of `pretrain` (dotted names for trainer's); the first arm is the one that the others
+            are compared with.
+        only: arms to train now; empty = all. Arms trained before are measured too.
+        samples: clips that each arm sees, or `times` as many.
         snapshots: clips seen at which each arm is also measured.
+        benchmarks: measured at the end of every arm.
         tasks: of Meta-World, whose frames the spatial probe reads too.
-        clips, pretrain: as for the commands of these names; `out`, `data`, trainer.steps and what an arm changes are set here.
-        measure: null = once all `arms` are trained; false leaves it for later.
+        clips: the store to train on; heldout: the one to measure on. Both are made if they are not there.
+        pretrain: the settings all arms share; `out`, `data`, snapshots and trainer.steps are set here.
+        measure: false only trains.
     """
 
     out: str
     results: str
-    arms: tuple[str, ...]
+    title: str
+    arms: dict[str, dict[str, Any]]
+    only: tuple[str, ...] = ()
     samples: int
     snapshots: tuple[int, ...]
+    benchmarks: tuple[str, ...]
     tasks: tuple[str, ...]
     clips: SynthConfig
+    heldout: SynthConfig
     pretrain: PretrainConfig
     measure: bool = True
 
     def __post_init__(self) -> None:
-        if not self.arms:
-            raise ValueError(f"arms=[]: name at least one of {', '.join(ARMS)}")
-        for arm in self.arms:
-            if arm not in ARMS:
-                raise ValueError(f"arms: unknown {arm!r}; expected some of {', '.join(ARMS)}")
+        if not self.arms or RANDOM in self.arms:
+            raise ValueError(f"arms: name at least one, and none {RANDOM!r}, which is the untrained network")
+        if unknown := [arm for arm in self.only if arm not in self.arms]:
+            raise ValueError(f"only: unknown {unknown[0]!r}; expected some of {', '.join(self.arms)}")
         if self.samples < self.pretrain.trainer.batch_size:
             raise ValueError(f"samples={self.samples}: less than one batch of {self.pretrain.trainer.batch_size}")
+        if self.clips.seed == self.heldout.seed:
+            raise ValueError(f"heldout.seed={self.heldout.seed} is that of the clips to train on: choose another")
+        for arm in self.arms:
+            _ = self.pretrain_of(arm)
 
     def run_of(self, arm: str) -> Path:
         return Path(self.out) / arm
 
     def samples_of(self, arm: str) -> int:
-        return self.samples * ARMS[arm].get("samples", 1)
+        return self.samples * self.arms[arm].get(TIMES, 1)
 
     def pretrain_of(self, arm: str) -> PretrainConfig:
         """The arm's run. Snapshots at its end or beyond are left out: the end is kept anyway."""
-        changes = {name: value for name, value in ARMS[arm].items() if name != "samples"}
-        samples, trainer = self.samples_of(arm), self.pretrain.trainer
-        return dataclasses.replace(
-            self.pretrain,
-            data=self.clips.out,
-            out=str(self.run_of(arm)),
-            snapshots=tuple(clips for clips in self.snapshots if clips < samples),
-            trainer=dataclasses.replace(trainer, steps=samples // trainer.batch_size),
-            **changes,
-        )
+        own: dict[str, Any] = {}
+        trainer: dict[str, Any] = {}
+        for name, value in self.arms[arm].items():
+            if name != TIMES:
+                (trainer if name.startswith("trainer.") else own)[name.removeprefix("trainer.")] = value
+        samples = self.samples_of(arm)
+        try:
+            changed = dataclasses.replace(self.pretrain.trainer, **trainer)
+            return dataclasses.replace(
+                self.pretrain,
+                data=self.clips.out,
+                out=str(self.run_of(arm)),
+                snapshots=tuple(clips for clips in self.snapshots if clips < samples),
+                trainer=dataclasses.replace(changed, steps=samples // changed.batch_size),
+                **own,
+            )
+        except TypeError as error:
+            raise ValueError(f"arms.{arm}: {error}; expected settings of egoarm pretrain") from None
 
 
 def run(config: ArmsConfig) -> None:
     """Trains, or goes on with, the arms; then measures all that are trained and writes config.results."""
     run_synth(config.clips)
-    for arm in config.arms:
+    for arm in config.only or config.arms:
         pretrain(config.pretrain_of(arm))
     if not config.measure:
         return
-    trained = [arm for arm in ARMS if (config.run_of(arm) / ENCODER_DIRECTORY).is_dir()]
+    run_synth(config.heldout)
+    trained = [arm for arm in config.arms if (config.run_of(arm) / ENCODER_DIRECTORY).is_dir()]
     out = Path(config.results)
     out.mkdir(parents=True, exist_ok=True)
     ends = _measure_ends(config, trained)
@@ -108,14 +124,17 @@ def run(config: ArmsConfig) -> None:
     print(f"arms {', '.join(trained)}: {out / 'README.md'}")
 
 
-def _probe_config(config: ArmsConfig, name: str, encoders: Mapping[str, str], benchmarks: Sequence[str]) -> ProbeConfig:
+def _probe_config(
+    config: ArmsConfig, name: str, encoders: Mapping[str, str], benchmarks: Sequence[str], baseline: str
+) -> ProbeConfig:
     return ProbeConfig(
         encoder=tuple(encoders.values()),
         names=tuple(encoders),
         benchmark=tuple(benchmarks),
-        data=config.clips.out,
+        data=config.heldout.out,
+        clips=0,
         out=str(Path(config.out) / "probe" / name),
-        baseline=RANDOM,
+        baseline=baseline,
         tasks=config.tasks,
         threads=config.pretrain.trainer.threads,
     )
@@ -128,7 +147,7 @@ def _random_twin(config: ArmsConfig, trained: Sequence[str]) -> str:
 def _measure_ends(config: ArmsConfig, trained: Sequence[str]) -> Path:
     """Every benchmark at the end of every arm, beside the untrained network."""
     encoders = {arm: str(config.run_of(arm)) for arm in trained} | {RANDOM: _random_twin(config, trained)}
-    setting = _probe_config(config, "ends", encoders, [*SYNTHETIC, "spatial"])
+    setting = _probe_config(config, "ends", encoders, config.benchmarks, trained[0])
     probe(setting)
     return Path(setting.out) / RESULTS_FILE
 
@@ -142,7 +161,7 @@ def _measure_curves(config: ArmsConfig, trained: Sequence[str]) -> list[dict[str
             points[f"{arm} {clips}"] = (arm, clips, run / SNAPSHOTS_DIRECTORY / str(clips))
         points[f"{arm} {config.samples_of(arm)}"] = (arm, config.samples_of(arm), run)
     encoders = {name: str(path) for name, (_, _, path) in points.items()}
-    setting = _probe_config(config, "curves", encoders | {RANDOM: _random_twin(config, trained)}, ["spatial"])
+    setting = _probe_config(config, "curves", encoders | {RANDOM: _random_twin(config, trained)}, ["spatial"], RANDOM)
     probe(setting)
     spatial = {result.encoder: result for result in load_results(Path(setting.out) / RESULTS_FILE)}
     curves = []
@@ -211,14 +230,15 @@ def _plot(curves: Sequence[Mapping[str, Any]]) -> bytes:
 def _page(config: ArmsConfig, trained: Sequence[str], ends: Path, curves: Sequence[Mapping[str, Any]]) -> str:
     """The table in words and figures, made from the files above and nothing else."""
     first = load_artifact(config.run_of(trained[0]) / ENCODER_DIRECTORY)
-    columns, rows = compare(load_results(ends), RANDOM)
+    columns, rows = compare(load_results(ends), trained[0])
     text = io.StringIO()
     shown = [row for row in rows if BENCHMARKS[row.benchmark].is_headline(row.metric)]
-    print_table(columns, shown, RANDOM, Console(file=text, width=200))
+    print_table(columns, shown, trained[0], Console(file=text, width=200))
     lines = [
-        "# EgoDTM-Tiny and its twins",
+        f"# {config.title}",
         "",
-        f"Made by `egoarm pretrain arms` from commit {first.provenance['git_sha']}; every figure is of held-out clips.",
+        f"Trained from commit {first.provenance['git_sha']}. Validation clips are held out of the store that was trained on; "
+        "everything else is measured on clips of other scenes, which no arm has seen.",
         "Arms start from the same weights and see the same clips in the same order; `random` is their common start.",
         "",
         "| arm | clips seen | depth: squared error / per-pixel mean's | retrieval video to text / text to video / chance | p |",
