@@ -154,7 +154,8 @@ def _override_error(keys: Sequence[str], overrides: Sequence[str], error: Except
             close = difflib.get_close_matches(key, keys, n=1)
             hint = f"did you mean '{close[0]}'? " if close else ""
             return f"unknown override '{key}': {hint}This command takes: {', '.join(keys)}"
-    return f"cannot read the overrides {list(overrides)}: {str(error).splitlines()[0]}"
+    hint = "; write several values as key=[a,b]" if any("," in override for override in overrides) else ""
+    return f"cannot read the overrides {list(overrides)}: {str(error).splitlines()[0]}{hint}"
 
 
 def _as_float(value: Any) -> Any:

@@ -20,7 +20,6 @@ from tqdm import tqdm
 
 from pretrain.annotate.caption_truth import CaptionTruth, recalled, share
 from pretrain.annotate.checker import check_caption, describe
-from pretrain.annotate.generate import rejections_in
 from pretrain.annotate.measures import Pairs, depth_measures, detection_measures, mask_measures, match_tracks, pooled
 from pretrain.annotate.overlays import Overlay, draw_overlays
 from pretrain.annotate.records import Detections, Track
@@ -138,10 +137,8 @@ def run(config: AuditConfig) -> int:
         _check_truth(truth, store)
         found = read_found(annotated_path, annotated.read(index), hashes)
         audits.append(audit_clip(truth, found, backends))
-        reason, more_rejected = rejections_in(found.reason or "captioned")
         rejected.update(found.rejected)
-        rejected.update(more_rejected)
-        reasons[reason] += 1
+        reasons[found.reason or "captioned"] += 1
         if index in drawn:
             overlays.append(_overlay(truth, found))
     report = summarise(audits, backends, rejected, reasons)
@@ -197,14 +194,16 @@ def read_found(annotated: Path, clip: Clip, hashes: Mapping[str, str]) -> Found:
     from pretrain.clips.codec import depth_from_mm
 
     results: dict[str, dict[str, Any] | None] = {}
-    reason = None
+    reason: str | None = None
+    rejected: Mapping[str, int] = {}
     for stage, made_by in hashes.items():
         path = annotated / "work" / stage / f"{clip.key}.{'npz' if stage == 'depth' else 'json'}"
         record = read_record(path, made_by)
         if record is None:
             raise ValueError(f"{path} is missing or of other settings; run the same egoarm annotate again")
         results[stage] = record.result
-        reason = record.reason if stage == "generate" else reason
+        if stage == "generate":
+            reason, rejected = record.reason, record.rejected
     depth, detect, track, generate = (results[stage] for stage in ("depth", "detect", "track", "generate"))
     return Found(
         depth=depth_from_mm(depth["depth_mm"]) if depth else None,
@@ -213,7 +212,7 @@ def read_found(annotated: Path, clip: Clip, hashes: Mapping[str, str]) -> Found:
         tracks=tracks_from_json(track["tracks"]) if track else None,
         captions=tuple(generate["captions"]) if generate else (),
         facts=tuple(generate["facts"]) if generate else (),
-        rejected=generate["rejected"] if generate else {},
+        rejected=rejected,
         reason=reason,
     )
 

@@ -62,17 +62,8 @@ def caption_scene(scene: Scene, writer: CaptionWriter, *, seed: int) -> Captions
     if trouble is not None:
         raise trouble
     if not accepted:
-        counts = ", ".join(f"{number} {reason}" for reason, number in sorted(rejected.items()))
-        raise NoCaption(f"{ALL_REJECTED}: {counts}" if counts else "the writer wrote nothing", rejected)
+        raise NoCaption(ALL_REJECTED if rejected else "the writer wrote nothing", rejected)
     return Captions(captions=accepted, facts=facts, rejected=dict(sorted(rejected.items())))
-
-
-def rejections_in(reason: str) -> tuple[str, dict[str, int]]:
-    """(the reason without its counts, the counts) of a recorded reason, so that reasons of many clips can be added up."""
-    if not reason.startswith(f"{ALL_REJECTED}: "):
-        return reason, {}
-    counts = (item.split(" ", 1) for item in reason.removeprefix(f"{ALL_REJECTED}: ").split(", "))
-    return ALL_REJECTED, {name: int(number) for number, name in counts}
 
 
 def _accepted(

@@ -86,13 +86,14 @@ class _Assemble:
         runner = StageRunner(STAGES[-1], self.config, self.store.manifest_sha256)
         found: dict[str, dict[str, Any] | None] = {}
         status: dict[str, str] = {}
+        rejected: Mapping[str, int] = {}
         for stage in STAGES:
             record = runner.read(stage, clip.key)
             assert record is not None, f"{stage} of clip {clip.key} is missing"
-            found[stage], status[stage] = record.result, record.reason or "done"
+            found[stage], status[stage], rejected = record.result, record.reason or "done", record.rejected
         if clip.rgb is None:
             return clip.replace(meta={**clip.meta, "annotation": {"stages": status}})
-        depth, detect, track, generate = (found[stage] for stage in STAGES)
+        depth, detect, track, _ = (found[stage] for stage in STAGES)
         annotation = {
             "backends": {stage: self.config.backend(stage) for stage in STAGES},
             "stages": status,
@@ -102,7 +103,7 @@ class _Assemble:
             "tracks": [{"id": one["id"], "label": one["label"], "scores": one["scores"]} for one in track["tracks"]]
             if track
             else [],
-            "rejected": generate["rejected"] if generate else {},
+            "rejected": dict(rejected),
         }
         return with_stages(clip, found).replace(meta={**clip.meta, "annotation": annotation})
 

@@ -42,10 +42,12 @@ _SETTINGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord:
-    """What a stage left for one clip: `result` if it is done, else the `reason`."""
+    """What a stage left for one clip: `result` if it is done, else the `reason`, and the captions that were turned down on
+    the way to it, by why."""
 
     result: dict[str, Any] | None
     reason: str | None
+    rejected: Mapping[str, int]
 
     @property
     def done(self) -> bool:
@@ -112,7 +114,7 @@ class StageRunner:
         try:
             result = self._run(clip, index, backend)
         except StageFailed as error:
-            result = {"reason": str(error)}
+            result = {"reason": str(error), "rejected": getattr(error, "rejected", {})}
         except Exception as error:  # any fault of a back-end must cost one clip, not the run
             result = {"reason": f"crashed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"}
             print(f"\n{self.stage}, clip {clip.key}:\n{traceback.format_exc()}", file=sys.stderr)
@@ -273,5 +275,5 @@ def read_record(path: Path, made_by: str) -> StageRecord | None:
     if document.pop("made_by") != made_by:
         return None
     if "reason" in document:
-        return StageRecord(result=None, reason=document["reason"])
-    return StageRecord(result={**document, **arrays}, reason=None)
+        return StageRecord(result=None, reason=document["reason"], rejected=document.get("rejected", {}))
+    return StageRecord(result={**document, **arrays}, reason=None, rejected=document.get("rejected", {}))

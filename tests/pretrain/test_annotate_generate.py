@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pretrain.annotate.checker import REASONS, check_caption
-from pretrain.annotate.generate import FELL_BACK, NoCaption, caption_scene, rejections_in
+from pretrain.annotate.generate import FELL_BACK, NoCaption, caption_scene
 from pretrain.annotate.records import Scene, StageFailed
 from pretrain.annotate.writers import CAPTION_WRITERS, PROMPTS, Prompt, WriterConfig, make_writer, read_answer
 from tests.pretrain.annotate_scenes import FRAMES, make_scene, reaching, still
@@ -243,8 +243,7 @@ def test_server_that_writes_nonsense(scene: Scene, server: _Server) -> None:
     with pytest.raises(NoCaption) as caught:
         caption_scene(scene, make_writer("openai", server_config(server)), seed=0)
     assert caught.value.rejected == {"false acting hand": 2, "unknown word": 2}, "both attempts count"
-    assert rejections_in(str(caught.value)) == ("all captions rejected", caught.value.rejected)
-    assert rejections_in("no hand") == ("no hand", {})
+    assert str(caught.value) == "all captions rejected"
 
 
 def test_server_that_is_not_there_and_a_fallback(scene: Scene) -> None:
