@@ -1,0 +1,95 @@
+"""Arms: one recipe, a change each, trained and measured by one command; and the snapshots they are measured at."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from egoarm import COMMANDS, compose
+from pretrain.artifact import load_artifact
+from pretrain.clips.synth import SynthConfig
+from pretrain.downstream.arms import ArmsConfig, run
+from pretrain.egodtm.train import PretrainConfig
+from pretrain.egodtm.train import run as pretrain
+from pretrain.loop import TrainerConfig
+
+TRAINER = TrainerConfig(batch_size=8, steps=1, warmup_steps=1, checkpoint_every=2, threads=1)
+
+
+def arms_config(out: Path, **changes: Any) -> ArmsConfig:
+    made = ArmsConfig(
+        out=str(out),
+        results=str(out / "results"),
+        title="Trial",
+        arms={"first": {}, "no-depth": {"depth_weight": 0.0}, "slow": {"trainer.learning_rate": 1e-4, "times": 2}},
+        samples=48,
+        snapshots=(16, 64),
+        benchmarks=("depth", "spatial"),
+        tasks=(),
+        clips=SynthConfig(out=str(out / "clips"), n=26, seed=1, image_size=48, workers=1),
+        heldout=SynthConfig(out=str(out / "heldout"), n=16, seed=2, image_size=48, workers=1),
+        pretrain=PretrainConfig(data="-", out="-", size="nano", frames=1, trainer=TRAINER),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def test_an_arm_is_the_recipe_with_its_change(tmp_path: Path) -> None:
+    config = arms_config(tmp_path)
+    first, no_depth, slow = (config.pretrain_of(arm) for arm in config.arms)
+    assert no_depth == dataclasses.replace(first, depth_weight=0.0, out=no_depth.out)
+    assert first.trainer.steps == 6 and slow.trainer.steps == 12
+    assert slow.trainer.learning_rate == 1e-4
+    assert first.snapshots == (16,) and slow.snapshots == (16, 64), "the end of a run is no snapshot"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {}}, "arms: name at least one"),
+        ({"arms": {"random": {}}}, "untrained network"),
+        ({"arms": {"a": {"depth_wieght": 0}}}, "arms.a: .*depth_wieght"),
+        ({"only": ("b",)}, "only: unknown 'b'; expected some of first"),
+        ({"samples": 7}, "less than one batch of 8"),
+        ({"heldout": SynthConfig(out="x", seed=1)}, "choose another"),
+    ],
+)
+def test_wrong_arms_are_named(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        arms_config(tmp_path, **changes)
+
+
+@pytest.mark.parametrize("name", ["pretrain arms", "pretrain ablation"])
+def test_published_tables_are_valid(name: str) -> None:
+    config = compose(COMMANDS[name], [])
+    runs = [config.pretrain_of(arm) for arm in config.arms]
+    assert len({run.out for run in runs}) == len(runs)
+    assert all(run.data == config.clips.out for run in runs)
+
+
+def test_egodtm_keeps_snapshots(square_store: Path, tmp_path: Path) -> None:
+    config = PretrainConfig(
+        data=str(square_store), out=str(tmp_path / "run"), size="nano", frames=1, snapshots=(16, 24),
+        trainer=dataclasses.replace(TRAINER, steps=4),
+    )  # fmt: skip
+    pretrain(config)
+    steps = [load_artifact(tmp_path / "run" / "snapshots" / str(n) / "encoder").provenance["step"] for n in (16, 24)]
+    assert steps == [2, 3] and load_artifact(tmp_path / "run" / "encoder").provenance["step"] == 4
+    validation = json.loads((tmp_path / "run" / "snapshots" / "16" / "validation.json").read_text())
+    assert validation["clips"] == 3 and validation["depth_mse"] > 0
+
+
+@pytest.mark.slow
+def test_the_command_trains_measures_and_publishes(tmp_path: Path) -> None:
+    config = arms_config(tmp_path, only=("first", "no-depth"))
+    run(config)
+    results = tmp_path / "results"
+    curves = json.loads((results / "curves.json").read_text())
+    measured = {(entry["arm"], entry["clips"]) for entry in curves if "spatial" in entry}
+    assert measured == {("first", 16), ("first", 48), ("no-depth", 16), ("no-depth", 48), ("random", 0)}
+    page = (results / "README.md").read_text()
+    assert "# Trial" in page and "first (baseline)" in page and "no-depth" in page and "slow" not in page
+    assert (results / "curves.png").stat().st_size > 10_000
+    run(dataclasses.replace(config, only=()))
+    assert "slow" in (results / "README.md").read_text(), "an arm added later joins the table"
