@@ -126,7 +126,7 @@ def test_learning_rate_warms_up_and_falls() -> None:
     ("field", "value", "words"),
     [
         ("batch_size", 0, "trainer.batch_size: expected at least 1, got 0"),
-        ("precision", "fp8", "trainer.precision: expected one of auto, 32-true.*got 'fp8'"),
+        ("precision", "fp8", "trainer.precision: expected one of auto, fast, 32-true.*got 'fp8'"),
         ("learning_rate", -1.0, "trainer.learning_rate"),
         ("steps", -1, "trainer.steps: expected at least 0"),
     ],
