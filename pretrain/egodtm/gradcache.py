@@ -55,6 +55,7 @@ class GradCache:
             block=self.micro_batch,
         )
         del videos, texts
+        weight = self.loss.contrastive_weight
         with_depth = self.model.decoder is not None
         divisor = depth_divisor(batch["depth"], batch["depth_valid"], device) if with_depth else None
         depth = last_stage = torch.zeros((), device=device)
@@ -67,7 +68,8 @@ class GradCache:
                 output = wrapped(micro["video"], micro["text_ids"], all_stages=self.loss.deep_supervision)
                 # Its gradient by the parameters is the loss's: the cached gradients are constants. Averaging over the
                 # processes divides by their number, while each has only its own clips' part of the sum.
-                surrogate = world_size() * ((output.video * by_video[part]).sum() + (output.text * by_text[part]).sum())
+                cached = (output.video * by_video[part]).sum() + (output.text * by_text[part]).sum()
+                surrogate = weight * world_size() * cached
                 if with_depth:
                     share, last = masked_depth_loss(
                         output.depth,
@@ -80,14 +82,14 @@ class GradCache:
                     surrogate = surrogate + self.loss.depth_weight * share
                     depth, last_stage = depth + share.detach(), last_stage + last
                 if is_last and self.model.log_scale.requires_grad:
-                    surrogate = surrogate + self.model.log_scale * by_scale
+                    surrogate = surrogate + weight * self.model.log_scale * by_scale
                 if is_last and self.model.logit_bias is not None:
-                    surrogate = surrogate + self.model.logit_bias * by_bias
+                    surrogate = surrogate + weight * self.model.logit_bias * by_bias
                 fabric.backward(surrogate)
         scalars = {"contrastive": contrastive, "accuracy": accuracy}
         if with_depth:
             scalars["depth"] = last_stage
-        return {"loss": contrastive + self.loss.depth_weight * depth, **scalars}
+        return {"loss": weight * contrastive + self.loss.depth_weight * depth, **scalars}
 
 
 def _slice(batch: Mapping[str, Any], part: slice, fabric: Fabric) -> dict[str, Any]:

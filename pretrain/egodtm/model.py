@@ -167,6 +167,7 @@ class LossConfig:
 
     Attributes:
         contrastive: a row of CONTRASTIVE, the model's own.
+        contrastive_weight: 0 leaves the texts out: only depth teaches.
         depth_weight: 0 trains the no-depth twin.
         depth_error: a row of DEPTH_LOSSES, on inverse depth in [0, 1].
         deep_supervision: also the decoder's earlier stages predict depth.
@@ -174,6 +175,7 @@ class LossConfig:
     """
 
     contrastive: str = "infonce"
+    contrastive_weight: float = 1.0
     depth_weight: float = 1.0
     depth_error: str = "l1"
     deep_supervision: bool = True
@@ -182,8 +184,11 @@ class LossConfig:
     def __post_init__(self) -> None:
         _require_known("loss.contrastive", self.contrastive, CONTRASTIVE)
         _require_known("loss.depth_error", self.depth_error, DEPTH_ERRORS)
-        if self.depth_weight < 0:
-            raise ValueError(f"loss.depth_weight: expected at least 0, got {self.depth_weight}")
+        for name in ("contrastive_weight", "depth_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loss.{name}: expected at least 0, got {getattr(self, name)}")
+        if not self.contrastive_weight and not self.depth_weight:
+            raise ValueError("loss.contrastive_weight and loss.depth_weight are both 0: nothing would be trained")
 
 
 def egodtm_loss(
@@ -196,7 +201,7 @@ def egodtm_loss(
     config: LossConfig,
     bias: Float[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """L = contrastive + depth_weight * depth error, and the scalars to log (without gradient).
+    """L = contrastive_weight * contrastive + depth_weight * depth error, and the scalars to log (without gradient).
 
     log_scale, bias: the model's log_scale and logit_bias.
     """
@@ -210,7 +215,7 @@ def egodtm_loss(
         text_ids if config.mask_duplicates else None,
     )
     scalars = {"contrastive": contrastive.detach(), "accuracy": accuracy}
-    total = contrastive
+    total = config.contrastive_weight * contrastive
     if output.depth is not None:
         assert depth is not None and depth_valid is not None
         loss, last = masked_depth_loss(

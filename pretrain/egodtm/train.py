@@ -52,6 +52,7 @@ class PretrainConfig:
             map over that of the patch grid, null = the size's own.
         depth_memory: see DEPTH_MEMORY.
         joint_dim, contrastive, temperature, causal_text: of the contrastive head, see EgoDTMConfig and TextConfig.
+        contrastive_weight: weight of the contrastive loss; 0 leaves the texts out.
         depth_weight: weight of the depth loss; 0 trains the no-depth twin, without the decoder.
         depth_error, deep_supervision, mask_duplicates: see LossConfig.
         caption_probability: chance that an enriched caption replaces the narration; 0 trains the no-enriched twin.
@@ -77,6 +78,7 @@ class PretrainConfig:
     contrastive: str = "infonce"
     temperature: float = 0.07
     causal_text: bool = True
+    contrastive_weight: float = 1.0
     depth_weight: float = 1.0
     depth_error: str = DEPTH_ERRORS[0]
     deep_supervision: bool = True
@@ -118,6 +120,7 @@ class PretrainConfig:
     def loss(self) -> LossConfig:
         return LossConfig(
             contrastive=self.contrastive,
+            contrastive_weight=self.contrastive_weight,
             depth_weight=self.depth_weight,
             depth_error=self.depth_error,
             deep_supervision=self.deep_supervision,
@@ -183,7 +186,15 @@ def run(config: PretrainConfig) -> None:
 
 # Settings that came after the first runs. At its default each does what was done before it existed, so it is written
 # into a run's identity only where it is set: older runs go on under their own names.
-_LATER_FIELDS = ("contrastive", "depth_memory", "init", "snapshots", "stem", "trainer.micro_batch")
+_LATER_FIELDS = (
+    "contrastive",
+    "contrastive_weight",
+    "depth_memory",
+    "init",
+    "snapshots",
+    "stem",
+    "trainer.micro_batch",
+)
 
 
 def _identity(config: PretrainConfig, store: ClipStore) -> dict[str, Any]:

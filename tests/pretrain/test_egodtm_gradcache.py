@@ -96,7 +96,14 @@ def assert_equal_steps(model: EgoDTM, expected: EgoDTM, found: dict, scalars: di
 def test_micro_batches_are_the_batch(
     contrastive: str, micro_batch: int, error: str, deep: bool, duplicates: bool, with_depth: bool
 ) -> None:
-    loss = LossConfig(contrastive=contrastive, depth_error=error, deep_supervision=deep, mask_duplicates=duplicates)
+    loss = LossConfig(
+        contrastive_weight=0.7,
+        depth_weight=1.3,
+        contrastive=contrastive,
+        depth_error=error,
+        deep_supervision=deep,
+        mask_duplicates=duplicates,
+    )
     plain, cached = nano(contrastive, with_depth), nano(contrastive, with_depth)
     batch = made_batch(plain)
     scalars = plain_step(plain, batch, loss)
