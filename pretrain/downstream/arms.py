@@ -27,6 +27,8 @@ from pretrain.egodtm.train import ENCODER_DIRECTORY, SNAPSHOTS_DIRECTORY, VALIDA
 from pretrain.egodtm.train import run as pretrain
 
 RANDOM = "random"
+PIXELS = "pixels-16x16"
+SPATIAL = "spatial"
 # What an arm may say beside the settings of a run: the clips it sees, in multiples of config.samples.
 TIMES = "times"
 
@@ -66,8 +68,8 @@ class ArmsConfig:
     measure: bool = True
 
     def __post_init__(self) -> None:
-        if not self.arms or RANDOM in self.arms:
-            raise ValueError(f"arms: name at least one, and none {RANDOM!r}, which is the untrained network")
+        if not self.arms or {RANDOM, PIXELS} & self.arms.keys():
+            raise ValueError(f"arms: name at least one, and none {RANDOM!r} (the untrained network) or {PIXELS!r}")
         if unknown := [arm for arm in self.only if arm not in self.arms]:
             raise ValueError(f"only: unknown {unknown[0]!r}; expected some of {', '.join(self.arms)}")
         if self.samples < self.pretrain.trainer.batch_size:
@@ -117,7 +119,7 @@ def run(config: ArmsConfig) -> None:
     out = Path(config.results)
     out.mkdir(parents=True, exist_ok=True)
     ends = _measure_ends(config, trained)
-    curves = _measure_curves(config, trained)
+    curves = _measure_curves(config, trained, ends)
     atomic_write_text(out / "curves.json", json.dumps(curves, indent=1) + "\n")
     atomic_write_bytes(out / "curves.png", _plot(curves))
     atomic_write_text(out / "README.md", _page(config, trained, ends, curves))
@@ -145,39 +147,44 @@ def _random_twin(config: ArmsConfig, trained: Sequence[str]) -> str:
 
 
 def _measure_ends(config: ArmsConfig, trained: Sequence[str]) -> Path:
-    """Every benchmark at the end of every arm, beside the untrained network."""
-    encoders = {arm: str(config.run_of(arm)) for arm in trained} | {RANDOM: _random_twin(config, trained)}
+    """Every benchmark at the end of every arm, beside the untrained network and plain pixels."""
+    encoders = {arm: str(config.run_of(arm)) for arm in trained}
+    encoders |= {RANDOM: _random_twin(config, trained), PIXELS: PIXELS}
     setting = _probe_config(config, "ends", encoders, config.benchmarks, trained[0])
     probe(setting)
     return Path(setting.out) / RESULTS_FILE
 
 
-def _measure_curves(config: ArmsConfig, trained: Sequence[str]) -> list[dict[str, Any]]:
-    """One point a snapshot: the objectives on their own validation clips, and the spatial error with its interval."""
-    points: dict[str, tuple[str, int, Path]] = {}
-    for arm in trained:
-        run = config.run_of(arm)
-        for clips in config.pretrain_of(arm).snapshots:
-            points[f"{arm} {clips}"] = (arm, clips, run / SNAPSHOTS_DIRECTORY / str(clips))
-        points[f"{arm} {config.samples_of(arm)}"] = (arm, config.samples_of(arm), run)
-    encoders = {name: str(path) for name, (_, _, path) in points.items()}
-    setting = _probe_config(config, "curves", encoders | {RANDOM: _random_twin(config, trained)}, ["spatial"], RANDOM)
-    probe(setting)
-    spatial = {result.encoder: result for result in load_results(Path(setting.out) / RESULTS_FILE)}
+def _measure_curves(config: ArmsConfig, trained: Sequence[str], ends: Path) -> list[dict[str, Any]]:
+    """One point a snapshot and end: the objectives on their own validation clips, and the spatial error with its interval."""
+    points = {arm: (arm, config.samples_of(arm), config.run_of(arm)) for arm in trained}
+    spatial = {result.encoder: result for result in load_results(ends) if result.benchmark == SPATIAL}
+    snapshots = {
+        f"{arm} {clips}": (arm, clips, config.run_of(arm) / SNAPSHOTS_DIRECTORY / str(clips))
+        for arm in trained
+        for clips in config.pretrain_of(arm).snapshots
+    }
+    if snapshots:
+        encoders = {name: str(path) for name, (_, _, path) in snapshots.items()}
+        setting = _probe_config(config, "snapshots", encoders, [SPATIAL], next(iter(encoders)))
+        probe(setting)
+        spatial |= {result.encoder: result for result in load_results(Path(setting.out) / RESULTS_FILE)}
     curves = []
-    for name, (arm, clips, path) in {**points, RANDOM: (RANDOM, 0, Path())}.items():
-        errors = {
-            metric.name: [metric.value, metric.low, metric.high]
-            for metric in spatial[name].metrics
-            if SUMMARY in metric.name
-        }
-        file = path / VALIDATION_FILE
-        validation = json.loads(file.read_text()) if name != RANDOM and file.is_file() else None
-        curves.append({"arm": arm, "clips": clips, "spatial": errors, "validation": validation})
+    for name, (arm, clips, path) in {**points, **snapshots, RANDOM: (RANDOM, 0, None)}.items():
+        found = spatial[name].metrics if name in spatial else ()
+        file = None if path is None else path / VALIDATION_FILE
+        curves.append(
+            {
+                "arm": arm,
+                "clips": clips,
+                "spatial": {m.name: [m.value, m.low, m.high] for m in found if SUMMARY in m.name},
+                "validation": json.loads(file.read_text()) if file is not None and file.is_file() else None,
+            }
+        )
     for arm in trained:
         rows = read_metrics(config.run_of(arm) / "metrics.jsonl")
-        step = max(1, len(rows) // 200)
-        curves.append({"arm": arm, "training": rows[::step], "batch_size": config.pretrain.trainer.batch_size})
+        batch_size = config.pretrain_of(arm).trainer.batch_size
+        curves.append({"arm": arm, "training": rows[:: max(1, len(rows) // 200)], "batch_size": batch_size})
     return curves
 
 

@@ -1,11 +1,8 @@
 """The spatial probe as a row of the table of benchmarks: on the held-out clips of a store, and on robot frames."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.clips.schema import Clip
-from pretrain.clips.store import ClipStore
 from pretrain.downstream.depth import DepthClip
 from pretrain.downstream.features import Extractor
 from pretrain.downstream.robot_frames import RobotFramesConfig, robot_source
@@ -15,21 +12,6 @@ from pretrain.downstream.synthetic_twin import TwinClips
 from pretrain.downstream.task import Outcome, Task
 
 
-class _HeldOut:
-    """Some clips of an open store: what the spatial probe asks of a ClipStore, and no more."""
-
-    def __init__(self, store: ClipStore, indices: Sequence[int]) -> None:
-        self.path, self.manifest, self.manifest_sha256 = store.path, store.manifest, store.manifest_sha256
-        self._store = store
-        self._indices = list(indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def read(self, index: int, fields: Sequence[str] | None = None, *, frames: Sequence[int] | None = None) -> Clip:
-        return self._store.read(self._indices[index], fields, frames=frames)
-
-
 def read_no_spatial(directory: Path) -> Task:
     raise ValueError(f"data={directory} is no clip store: the spatial probe reads a store of egoarm clips synth")
 
@@ -37,7 +19,7 @@ def read_no_spatial(directory: Path) -> Task:
 def spatial_task(data: TwinClips) -> Task:
     """The held-out clips, and the frames of the robot tasks that were asked for."""
     store = data.source.store
-    sources = [clip_source(_HeldOut(store, [data.source.index(clip.key) for clip in data.clips]))]
+    sources = [clip_source(store, indices=[data.source.index(clip.key) for clip in data.clips])]
     for task in data.tasks:
         sources.append(robot_source(RobotFramesConfig(task=task), data.cache))
     items: list[Any] = [DepthClip(segment=clip.segment, group=clip.key) for clip in data.clips]

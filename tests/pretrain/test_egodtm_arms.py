@@ -48,7 +48,7 @@ def test_an_arm_is_the_recipe_with_its_change(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"arms": {}}, "arms: name at least one"),
-        ({"arms": {"random": {}}}, "untrained network"),
+        ({"arms": {"random": {}}}, "the untrained network"),
         ({"arms": {"a": {"depth_wieght": 0}}}, "arms.a: .*depth_wieght"),
         ({"only": ("b",)}, "only: unknown 'b'; expected some of first"),
         ({"samples": 7}, "less than one batch of 8"),
