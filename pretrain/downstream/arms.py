@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from pretrain.artifact import atomic_write_bytes, atomic_write_text, load_artifact
 from pretrain.checkpoints import read_metrics
 from pretrain.clips.synth import SynthConfig, run_synth
-from pretrain.downstream.comparison import compare, load_results, print_table
+from pretrain.downstream.comparison import Row, compare, load_results
 from pretrain.downstream.probe import RESULTS_FILE, ProbeConfig
 from pretrain.downstream.probe import run as probe
 from pretrain.downstream.spatial_scores import SUMMARY
@@ -199,7 +197,7 @@ def _plot(curves: Sequence[Mapping[str, Any]]) -> bytes:
 
     points = [entry for entry in curves if "spatial" in entry]
     summaries = list(points[0]["spatial"])
-    overall = [name for name in summaries if name.startswith("all ")] or summaries
+    overall = [name for name in summaries if name.startswith("all:")] or summaries
     figure, axes = plt.subplots(1, 2 + len(overall), figsize=(4.2 * (2 + len(overall)), 3.6), layout="constrained")
     arms = list(dict.fromkeys(entry["arm"] for entry in points if entry["arm"] != RANDOM))
     for number, arm in enumerate(arms):
@@ -238,9 +236,6 @@ def _page(config: ArmsConfig, trained: Sequence[str], ends: Path, curves: Sequen
     """The table in words and figures, made from the files above and nothing else."""
     first = load_artifact(config.run_of(trained[0]) / ENCODER_DIRECTORY)
     columns, rows = compare(load_results(ends), trained[0])
-    text = io.StringIO()
-    shown = [row for row in rows if BENCHMARKS[row.benchmark].is_headline(row.metric)]
-    print_table(columns, shown, trained[0], Console(file=text, width=200))
     lines = [
         f"# {config.title}",
         "",
@@ -262,5 +257,32 @@ def _page(config: ArmsConfig, trained: Sequence[str], ends: Path, curves: Sequen
         )
     settings = json.dumps(dataclasses.asdict(config.pretrain_of(trained[0])), indent=1)
     return "\n".join(
-        [*lines, "", "![curves](curves.png)", "", "```", text.getvalue().rstrip(), "```", "", "Settings of the first arm:", "", "```json", settings, "```", ""]
+        [*lines, "", "![curves](curves.png)", "", *_table(columns, rows, trained[0]), "", "Settings of the first arm:", "", "```json", settings, "```", ""]
     )  # fmt: skip
+
+
+def _table(columns: Sequence[str], rows: Sequence[Row], baseline: str) -> list[str]:
+    """Headline figures in Markdown, marked where the paired difference from the baseline is beyond chance."""
+    lines = [
+        f"Values with 95 % intervals; + better and - worse than {baseline} on the same items (p < 0.05 each, not corrected for the "
+        "number of rows). One training seed: the intervals are of the test clips, not of the training.",
+        "",
+        f"| benchmark | metric | chance | {' | '.join(columns)} |",
+        "|" + "---|" * (3 + len(columns)),
+    ]
+    for row in rows:
+        if not BENCHMARKS[row.benchmark].is_headline(row.metric):
+            continue
+        cells = []
+        for cell, difference in zip(row.cells, row.differences, strict=True):
+            if isinstance(cell, str):
+                cells.append(cell)
+                continue
+            mark = ""
+            if difference is not None and difference.p < 0.05:
+                mark = " +" if (difference.value > 0) == row.higher_is_better else " -"
+            cells.append(f"{cell.value:.3g} [{cell.low:.3g}, {cell.high:.3g}]{mark}")
+        arrow = "↑" if row.higher_is_better else "↓"
+        chance = "" if row.chance is None else f"{row.chance:.3g}"
+        lines.append(f"| {row.benchmark} | {row.metric} {row.unit} {arrow} | {chance} | {' | '.join(cells)} |")
+    return lines
