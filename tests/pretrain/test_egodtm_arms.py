@@ -89,7 +89,7 @@ def test_the_command_trains_measures_and_publishes(tmp_path: Path) -> None:
     measured = {(entry["arm"], entry["clips"]) for entry in curves if "spatial" in entry}
     assert measured == {("first", 16), ("first", 48), ("no-depth", 16), ("no-depth", 48), ("random", 0)}
     page = (results / "README.md").read_text()
-    assert "# Trial" in page and "first (baseline)" in page and "no-depth" in page and "slow" not in page
+    assert "# Trial" in page and "| chance | first | no-depth | random | pixels-16x16 |" in page
     assert (results / "curves.png").stat().st_size > 10_000
     run(dataclasses.replace(config, only=()))
-    assert "slow" in (results / "README.md").read_text(), "an arm added later joins the table"
+    assert "| first | no-depth | slow | random |" in (results / "README.md").read_text(), "a later arm joins the table"
