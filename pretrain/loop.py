@@ -45,8 +45,8 @@ class TrainerConfig:
         weight_decay: on matrices only, not on biases, norms, positions and embeddings of single tokens.
         gradient_clip: largest norm of the gradient; 0 = no clipping.
         accelerator, devices, num_nodes, strategy, precision: as Lightning Fabric takes them; precision "auto" is bf16
-            autocast on a GPU that has it and fp32 elsewhere, "fast" also on a CPU with AMX, where a ViT then trains about
-            twice as fast (without AMX bf16 is many times slower than fp32).
+            autocast on a GPU that has it and fp32 elsewhere, "fast" also on a CPU that multiplies bf16 (AMX or AVX-512
+            BF16), where a ViT then trains faster (on other CPUs bf16 is many times slower than fp32).
         threads: CPU threads of the arithmetic; 0 leaves torch's default. A fixed number makes a CPU run exact.
         workers: processes that load batches; 0 = a thread. prefetch: batches ready ahead (a worker).
         checkpoint_every, log_every: in steps. keep_checkpoints: the newest that are kept.
@@ -122,7 +122,7 @@ def make_fabric(trainer: TrainerConfig) -> Fabric:
     precision = trainer.precision
     if precision in ("auto", "fast"):
         on_gpu = trainer.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else precision == "fast" and _has_amx()
+        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else precision == "fast" and _cpu_multiplies_bf16()
         precision = "bf16-mixed" if has_bf16 else "32-true"
     fabric = Fabric(
         accelerator=trainer.accelerator,
@@ -135,9 +135,10 @@ def make_fabric(trainer: TrainerConfig) -> Fabric:
     return fabric
 
 
-def _has_amx() -> bool:
-    """Whether the processor multiplies bf16 matrices in tiles, and PyTorch was built to let it."""
-    return torch.backends.mkldnn.is_available() and torch.cpu._is_amx_tile_supported()
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the processor has instructions for products of bf16 matrices, and PyTorch was built to use them."""
+    known = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.backends.mkldnn.is_available() and known
 
 
 def make_optimizer(model: nn.Module, trainer: TrainerConfig) -> torch.optim.AdamW:

@@ -4,6 +4,7 @@ The queries are "hand", "object in hand" and the things that the narration names
 the rules of `pretrain.annotate.detect` do. Input size and normalisation are those of the processor beside the weights.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,7 +26,7 @@ _SAME_BOX_IOU = 0.5
 _Found = tuple[str, float, tuple[float, float, float, float]]
 
 
-class OpenVocabularyDetector:
+class OpenVocabularyDetector(ABC):
     """What both models share.
 
     Args:
@@ -90,11 +91,13 @@ class OpenVocabularyDetector:
             if query
         ]
 
+    @abstractmethod
     def _inputs(self, image: np.ndarray, queries: Sequence[str]) -> Any:
-        raise NotImplementedError
+        """What the processor makes of one image and the queries."""
 
+    @abstractmethod
     def _results(self, outputs: Any, inputs: Any, sizes: list[Any], queries: Sequence[str]) -> list[dict[str, Any]]:
-        raise NotImplementedError
+        """For each image "scores", "boxes" in its pixels, and "text_labels", the query of each box ("" for none)."""
 
 
 class GroundingDino(OpenVocabularyDetector):

@@ -51,13 +51,13 @@ def weights_directory(path: str | None, *, key: str, model: str) -> Path:
 
 
 def load(cls: Any, directory: Path, *, key: str, **settings: Any) -> Any:
-    """`cls.from_pretrained` from a directory alone, without pickles.
+    """`cls.from_pretrained` from a directory alone, without pickles and without running code that lies there.
 
     Raises:
         ValueError: the directory does not hold what `cls` needs.
     """
     try:
-        return cls.from_pretrained(directory, local_files_only=True, **settings)
+        return cls.from_pretrained(directory, local_files_only=True, trust_remote_code=False, **settings)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(f"{key}={directory}: cannot load a {cls.__name__} from it: {reason}") from error

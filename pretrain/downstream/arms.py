@@ -241,7 +241,8 @@ def _page(config: ArmsConfig, trained: Sequence[str], ends: Path, curves: Sequen
         "",
         f"Trained from commit {first.provenance['git_sha']}. Validation clips are held out of the store that was trained on; "
         "everything else is measured on clips of other scenes, which no arm has seen.",
-        "Arms start from the same weights and see the same clips in the same order; `random` is their common start.",
+        "Arms of one seed and shape start from the same weights; those of one seed and batch size see the same clips in the same "
+        "order. `random` is the first arm's network untrained.",
         "",
         "| arm | clips seen | depth: squared error / per-pixel mean's | retrieval video to text / text to video / chance | p |",
         "|---|---|---|---|---|",

@@ -166,7 +166,7 @@ class ConvStem(nn.Module):
 
 def choose_attention(blocks: Iterable[nn.Module], x: Tensor) -> None:
     """Sets the blocks' attention kernel for this input: fused, but for bf16 training on a CPU, where the backward pass of
-    PyTorch's fused kernel takes several times as long as plain matrix products."""
+    PyTorch's fused kernel is slower than plain matrix products."""
     slow = x.device.type == "cpu" and torch.is_grad_enabled() and torch.is_autocast_enabled("cpu")
     for block in blocks:
         block.attn.fused_attn = not slow
