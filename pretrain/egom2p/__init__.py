@@ -1,0 +1,1 @@
+"""EgoM2P: masked modelling over tokens of video, depth, gaze and camera."""
