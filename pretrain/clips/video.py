@@ -99,6 +99,14 @@ def read_frames(
             the video or in a gap. Its ``reason`` says which.
         ValueError: no times, a time that is not finite, a size below 1.
     """
+    return read_timed_frames(path, times_s, size=size, max_gap_s=max_gap_s)[0]
+
+
+def read_timed_frames(
+    path: str | os.PathLike[str], times_s: Sequence[float], *, size: int | None = None, max_gap_s: float | None = None
+) -> tuple[UInt8[np.ndarray, "T H W 3"], Float64[np.ndarray, " T"]]:
+    """As :func:`read_frames`, and the timestamp of each frame (at most a frame's length before the time asked, give or take
+    the rounding of timestamps), for those who match frames with samples of other sensors."""
     wanted = [float(time_s) for time_s in times_s]
     if not wanted or not all(math.isfinite(time_s) for time_s in wanted):
         raise ValueError(f"{os.fspath(path)}: times_s is {wanted!r:.80}, expected one or more finite numbers")
@@ -108,13 +116,14 @@ def read_frames(
         raise VideoError(path, TIME_OUTSIDE, f"{min(wanted):g} s is before its start")
     if max(wanted) > LONGEST_S:
         raise VideoError(path, TIME_OUTSIDE, f"{max(wanted):g} s is beyond any video")
-    images: dict[float, UInt8[np.ndarray, "H W 3"]] = {}
+    images: dict[float, tuple[UInt8[np.ndarray, "H W 3"], float]] = {}
     with _open(path) as (container, stream):
         convert = _Converter(stream, size)
         for group in _near_groups(sorted(set(wanted))):
-            for time_s, frame in _shown_frames(path, container, stream, group, max_gap_s):
-                images[time_s] = convert(frame)
-    return np.stack([images[time_s] for time_s in wanted])
+            for time_s, frame, shown_s in _shown_frames(path, container, stream, group, max_gap_s):
+                images[time_s] = convert(frame), shown_s
+    pictures, stamps_s = zip(*(images[time_s] for time_s in wanted), strict=True)
+    return np.stack(pictures), np.asarray(stamps_s, np.float64)
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoInfo:
@@ -205,8 +214,8 @@ def _shown_frames(
     stream: VideoStream,
     times_s: list[float],
     max_gap_s: float | None,
-) -> Iterator[tuple[float, VideoFrame]]:
-    """The frame shown at each of some sorted times, after one seek."""
+) -> Iterator[tuple[float, VideoFrame, float]]:
+    """The frame shown at each of some sorted times, and its own time, after one seek."""
     stated_s = _stated_duration_s(container, stream)
     waiting = list(reversed(times_s))
     shown: VideoFrame | None = None
@@ -217,7 +226,7 @@ def _shown_frames(
                 if shown is None:
                     raise VideoError(path, VIDEO_UNDECODABLE, f"the frames before {frame_s:.3f} s cannot be decoded")
                 _check_gap(path, waiting[-1], shown_s, frame_s, max_gap_s)
-                yield waiting.pop(), _sound(path, shown)
+                yield waiting.pop(), _sound(path, shown), shown_s
             if not waiting:
                 return
             shown, shown_s = frame, frame_s
@@ -233,7 +242,7 @@ def _shown_frames(
                 )  # fmt: skip
             raise VideoError(path, TIME_OUTSIDE, f"{time_s:.3f} s is after its end at {end_s:.3f} s")
         _check_gap(path, time_s, shown_s, end_s, max_gap_s)
-        yield time_s, _sound(path, shown)
+        yield time_s, _sound(path, shown), shown_s
 
 
 def _decode_from(
