@@ -4,7 +4,7 @@
 member                    holds
 ========================  ==========================================================================================
 ``KEY.json``              texts, labels, facts, meta, rates, and the size and byte lengths of the frames below
-``KEY.motion.npz``        rgb_times_s, contact, intrinsics, world_from_camera, gaze, exactly
+``KEY.motion.npz``        rgb_times_s, contact, intrinsics, world_from_camera, gaze, hands, exactly
 ``KEY.rgb.mjpg``          the frames as JPEG (quality 95, 4:4:4), one after another: also a valid MJPEG stream
 ``KEY.depth.zlib``        the frames as little-endian uint16 millimetres (error at most 0.5 mm; 0 = not known),
                           each pixel minus the one on its left (modulo 65536), each frame deflated by itself
@@ -23,7 +23,7 @@ import json
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from difflib import get_close_matches
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -55,6 +55,7 @@ FIELD_MEMBERS: dict[str, str] = {
     "intrinsics": MOTION_MEMBER,
     "world_from_camera": MOTION_MEMBER,
     "gaze": MOTION_MEMBER,
+    "hands": MOTION_MEMBER,
     "narration": JSON_MEMBER,
     "captions": JSON_MEMBER,
     "facts": JSON_MEMBER,
@@ -105,6 +106,9 @@ def encode_clip(clip: Clip) -> dict[str, bytes]:
         "meta": clip.meta,
         "narration": clip.narration,
     }
+    # Only where there are hands: so a clip without them keeps the bytes that it had before there was such a field.
+    if clip.hands is not None:
+        header["hands_hz"] = float(clip.hands_hz)
     motion = {
         name: array
         for name, member in FIELD_MEMBERS.items()
@@ -150,15 +154,19 @@ def decode_clip(
     header = _decode_member(key, JSON_MEMBER, read_member, _decode_header)
     motion: dict[str, np.ndarray] = {}
     if any(FIELD_MEMBERS[name] == MOTION_MEMBER for name in asked) and MOTION_MEMBER in member_names:
-        motion = _decode_member(key, MOTION_MEMBER, read_member, _load_npz)
+        motion = _decode_member(key, MOTION_MEMBER, read_member, lambda data: _load_npz(data, asked))
 
     stored = {name for name, member in FIELD_MEMBERS.items() if member in member_names and member != MOTION_MEMBER}
     if fields is not None:
         missing = [name for name in asked if name not in stored and name not in motion]
         if missing:
-            has = sorted(stored | set(motion))
+            if MOTION_MEMBER in member_names:
+                stored.update(_decode_member(key, MOTION_MEMBER, read_member, _load_npz))
+            has = sorted(stored)
             raise ValueError(f"clip {key!r} has no {', '.join(missing)}; of what was read it has {', '.join(has)}")
     values: dict[str, Any] = {"camera_hz": header["camera_hz"], "gaze_hz": header["gaze_hz"]}
+    if "hands_hz" in header:
+        values["hands_hz"] = header["hands_hz"]
     for name in asked:
         if name in motion:
             array = motion[name]
@@ -253,9 +261,10 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def _load_npz(data: bytes) -> dict[str, np.ndarray]:
+def _load_npz(data: bytes, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of an npz; only those of ``names``, if given, are inflated (hands are larger than all the others)."""
     with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return dict(arrays)
+        return {name: arrays[name] for name in arrays.files if names is None or name in names}
 
 
 def _decode_member(

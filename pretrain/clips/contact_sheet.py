@@ -1,4 +1,4 @@
-"""A picture of some clips: RGB with the gaze, depth, and masks, over time."""
+"""A picture of some clips: RGB with the gaze and the joints of the hands, depth, and masks, over time."""
 
 import textwrap
 from collections.abc import Sequence
@@ -8,12 +8,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float32, Float64, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.patches import Patch
 
-from pretrain.clips.schema import LEFT_HAND_ID, RIGHT_HAND_ID, Clip
+from pretrain.clips.schema import HAND_BONES, HAND_JOINTS, LEFT_HAND_ID, RIGHT_HAND_ID, Clip
 from pretrain.clips.shards import atomic_file
 
 # Orange and blue for the hands, which colour-blind eyes can tell apart; then the rest of Okabe and Ito's palette and more.
@@ -103,7 +103,9 @@ def _band_title(clip: Clip, band: str) -> str:
     if band == "depth":
         near, far = _depth_range(clip)
         return f"depth\n{near:.2f} to {far:.2f} m"
-    return {"rgb": "RGB" if clip.gaze is None else "RGB, gaze", "segmentation": "masks,\ncontacts"}[band]
+    if band == "segmentation":
+        return "masks,\ncontacts"
+    return ", ".join(["RGB", *(name for name in ("gaze", "hands") if getattr(clip, name) is not None)])
 
 
 def _annotate(axis: Any, clip: Clip, band: str, frame: int) -> None:
@@ -121,9 +123,11 @@ def _annotate(axis: Any, clip: Clip, band: str, frame: int) -> None:
 
 
 def _draw_rgb(clip: Clip, frame: int) -> UInt8[np.ndarray, "H W 3"]:
-    """The frame, enlarged, with the gaze of the last half second as a line that ends in a ring."""
+    """The frame, enlarged, with the hands' joints, and the gaze of the last half second as a line that ends in a ring."""
     assert clip.rgb is not None
     image, scale = _enlarge(clip.rgb[frame], cv2.INTER_CUBIC)
+    if clip.hands is not None and clip.intrinsics is not None and clip.world_from_camera is not None:
+        _draw_hands(image, clip, frame, scale)
     if clip.gaze is None or clip.rgb_times_s is None:
         return image
     # The drawing functions count from the centre of a pixel, a gaze point from the pixel's corner.
@@ -135,6 +139,38 @@ def _draw_rgb(clip: Clip, frame: int) -> UInt8[np.ndarray, "H W 3"]:
         cv2.circle(image, _point(trail[-1]), 8 << 4, (0, 0, 0), 4, cv2.LINE_AA, 4)
         cv2.circle(image, _point(trail[-1]), 8 << 4, (255, 0, 255), 2, cv2.LINE_AA, 4)
     return image
+
+
+def _draw_hands(image: UInt8[np.ndarray, "H W 3"], clip: Clip, frame: int, scale: float) -> None:
+    """Each hand in its colour, through whatever hides it: bones as lines if the joints are ``HAND_JOINTS``, else dots."""
+    for joints, id_ in zip(_projected_hands(clip, frame), (LEFT_HAND_ID, RIGHT_HAND_ID), strict=True):
+        points = joints * scale - 0.5
+        # Far outside there is nothing to see, and the drawing functions' coordinates would overflow.
+        drawn = np.isfinite(points).all(axis=-1) & (np.abs(points) < 8 * image.shape[0]).all(axis=-1)
+        for start, end in HAND_BONES if len(points) == len(HAND_JOINTS) else ():
+            if drawn[start] and drawn[end]:
+                cv2.line(image, _point(points[start]), _point(points[end]), _color(id_), 1, cv2.LINE_AA, 4)
+        for point in points[drawn]:
+            cv2.circle(image, _point(point), 2 << 4, (255, 255, 255), -1, cv2.LINE_AA, 4)
+            cv2.circle(image, _point(point), 2 << 4, _color(id_), 1, cv2.LINE_AA, 4)
+
+
+def _projected_hands(clip: Clip, frame: int) -> Float64[np.ndarray, "2 J 2"]:
+    """Pixels of the joints at the time of a frame, between the samples before and after it; NaN behind the camera.
+
+    Pixels are interpolated rather than joints, since a camera pose between two samples would be needed for those.
+    """
+    assert clip.hands is not None and clip.world_from_camera is not None and clip.intrinsics is not None
+    times_s = clip.rgb_times_s
+    place = 0.0 if times_s is None else min(float(times_s[frame]) * clip.hands_hz, len(clip.hands) - 1)
+    pixels = []
+    for sample in (int(place), int(np.ceil(place))):
+        camera = min(round(sample / clip.hands_hz * clip.camera_hz), len(clip.world_from_camera) - 1)
+        pose = clip.world_from_camera[camera]
+        seen = (clip.hands[sample] - pose[:3, 3]) @ pose[:3, :3] @ clip.intrinsics.T
+        seen[seen[..., 2] < 0.01] = np.nan
+        pixels.append(seen[..., :2] / seen[..., 2:])
+    return pixels[0] + (place - int(place)) * (pixels[1] - pixels[0])
 
 
 def _draw_depth(clip: Clip, frame: int) -> UInt8[np.ndarray, "H W 3"]:

@@ -118,8 +118,9 @@ def _print_texts(store: ClipStore, console: Console) -> None:
     things: Counter[str] = Counter()
     touched_clips: Counter[str] = Counter()
     n_captions, gaze_known, gaze_all = 0, 0, 0
+    hands_known, hands_all = np.zeros(2, int), 0
     narrations: list[str] = []
-    fields = ["text", *(name for name in ("contact", "gaze") if name in store.manifest["modalities"])]
+    fields = ["text", *(name for name in ("contact", "gaze", "hands") if name in store.manifest["modalities"])]
     for index in tqdm(range(len(store)), desc="reading texts", unit="clip", disable=None, leave=False):
         clip = store.read(index, fields)
         actions[str(clip.meta.get("action", clip.meta.get("verb", _NOT_STATED)))] += 1
@@ -130,6 +131,9 @@ def _print_texts(store: ClipStore, console: Console) -> None:
         if clip.gaze is not None:
             gaze_known += int(np.isfinite(clip.gaze[:, 0]).sum())
             gaze_all += len(clip.gaze)
+        if clip.hands is not None:
+            hands_known += np.isfinite(clip.hands[:, :, 0, 0]).sum(axis=0)
+            hands_all += len(clip.hands)
     if set(actions) != {_NOT_STATED}:
         console.print("actions:")
         width = max(len(name) for name in actions)
@@ -146,6 +150,9 @@ def _print_texts(store: ClipStore, console: Console) -> None:
     console.print(f"captions: {n_captions / len(store):.1f} a clip", markup=False)
     if gaze_all:
         console.print(f"gaze known in {gaze_known / gaze_all:.1%} of its samples")
+    if hands_all:
+        left, right = hands_known / hands_all
+        console.print(f"joints known of the left hand in {left:.1%}, of the right in {right:.1%} of their samples")
     console.print("narrations:")
     for narration in list(dict.fromkeys(narrations))[:5]:
         console.print(f"  {narration}", markup=False)

@@ -3,7 +3,7 @@
 A clip holds a few seconds of egocentric video and whatever is known about it. Only ``key`` is always there: a modality
 that a data set lacks, or that a reader was not asked to decode, is ``None`` (or empty, for text).
 
-Axis letters: T video frames, H and W pixels, C camera samples, G gaze samples.
+Axis letters: T video frames, H and W pixels, C camera samples, G gaze samples, K hand samples, J joints of a hand.
 
 Conventions
 - Images are RGB, upright, row 0 on top. A pixel coordinate (x, y) has its origin at the outer corner of the top left
@@ -12,7 +12,10 @@ Conventions
   camera frame is OpenCV's: x right, y down, z forward. Lengths are metres.
 - Depth is metric, along the optical axis (not along the ray). 0 means "not known".
 - Segmentation holds an id a pixel: 0 background, 1 left hand, 2 right hand, 3 and up objects; ``labels`` names them.
-- Time 0 is the start of the clip. Camera sample i is at ``i / camera_hz``, gaze sample i at ``i / gaze_hz``.
+- Time 0 is the start of the clip. Camera sample i is at ``i / camera_hz``, gaze sample i at ``i / gaze_hz``, hand sample
+  i at ``i / hands_hz``.
+- Hands come left, then right. Their joints are points of the world in metres. 21 joints are those of ``HAND_JOINTS``, in
+  that order; a source of another number says in ``meta`` which they are.
 """
 
 import dataclasses
@@ -28,6 +31,21 @@ BACKGROUND_ID = 0
 LEFT_HAND_ID = 1
 RIGHT_HAND_ID = 2
 FIRST_OBJECT_ID = 3
+
+# The 21 joints of a hand, as OpenPose (Simon et al. 2017) and many data sets order them: the wrist, then each finger from
+# the palm to the tip.
+HAND_JOINTS: tuple[str, ...] = (
+    "wrist",
+    "thumb cmc", "thumb mcp", "thumb ip", "thumb tip",
+    "index mcp", "index pip", "index dip", "index tip",
+    "middle mcp", "middle pip", "middle dip", "middle tip",
+    "ring mcp", "ring pip", "ring dip", "ring tip",
+    "little mcp", "little pip", "little dip", "little tip",
+)  # fmt: skip
+# (nearer to the wrist, farther from it) indices into HAND_JOINTS: the 20 lines of a drawn hand.
+HAND_BONES: tuple[tuple[int, int], ...] = tuple(
+    (0 if joint % 4 == 1 else joint - 1, joint) for joint in range(1, len(HAND_JOINTS))
+)
 
 # A key is the stem of a clip's members in a tar shard, and WebDataset ends the stem at the first dot.
 _KEY_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
@@ -50,6 +68,8 @@ class Clip:
         intrinsics: pinhole matrix in pixels of ``rgb``.
         world_from_camera: camera poses at ``camera_hz``.
         gaze: point of gaze (x, y) in pixels of the ``rgb`` image at ``gaze_hz``; NaN = gap.
+        hands: joints of the left and the right hand in the world, in metres, at ``hands_hz``, whether seen or not; all
+            of a hand's joints NaN = that hand is not there or not known.
         narration: what happens, in Ego4D's form, e.g. "#C C picks up the red can".
         captions: enriched sentences that also say where things are.
         facts: the spatial facts behind the captions, each a JSON object.
@@ -71,6 +91,8 @@ class Clip:
     camera_hz: float = 30.0
     gaze: Float32[np.ndarray, "G 2"] | None = None
     gaze_hz: float = 30.0
+    hands: Float32[np.ndarray, "K 2 J 3"] | None = None
+    hands_hz: float = 30.0
     narration: str = ""
     captions: tuple[str, ...] = ()
     facts: tuple[dict[str, Any], ...] = ()
@@ -84,7 +106,7 @@ class Clip:
         axes: dict[str, tuple[int, str]] = {}
         for name, (dtype, shape) in ARRAY_FIELDS.items():
             _check_array(self.key, name, getattr(self, name), dtype, shape, axes)
-        for name in ("camera_hz", "gaze_hz"):
+        for name in ("camera_hz", "gaze_hz", "hands_hz"):
             rate = getattr(self, name)
             if not isinstance(rate, int | float) or not rate > 0:
                 raise ValueError(f"clip {self.key!r}: {name} is {rate!r}, expected a rate in Hz above 0")
@@ -114,6 +136,7 @@ ARRAY_FIELDS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "intrinsics": ("float64", (3, 3)),
     "world_from_camera": ("float64", ("C", 4, 4)),
     "gaze": ("float32", ("G", 2)),
+    "hands": ("float32", ("K", 2, "J", 3)),
 }
 
 
@@ -122,7 +145,8 @@ def check_content(clip: Clip) -> None:
 
     Raises:
         ValueError: times that do not increase, depth that is negative or not finite, a pose that is not a rigid motion,
-            half a gaze point, an id without a label, facts or meta that are not JSON.
+            half a gaze point, a hand of which only some joints are known, an id without a label, facts or meta that are
+            not JSON.
     """
     times_s = clip.rgb_times_s
     if times_s is not None and not (np.isfinite(times_s).all() and (np.diff(times_s) > 0).all()):
@@ -155,6 +179,8 @@ def check_content(clip: Clip) -> None:
         gaps = np.isnan(clip.gaze)
         if np.isinf(clip.gaze).any() or (gaps[:, 0] != gaps[:, 1]).any():
             raise ValueError(f"clip {clip.key!r}: a gaze sample must be two finite numbers, or NaN twice for a gap")
+    if clip.hands is not None:
+        _check_hands(clip.key, clip.hands)
     for name in ("facts", "meta"):
         try:
             json.dumps(getattr(clip, name), allow_nan=False)
@@ -198,6 +224,17 @@ def _check_text(clip: Clip) -> None:
             raise ValueError(f"clip {clip.key!r}: {name} must be a tuple of {member.__name__}, got {value!r:.80}")
     if not isinstance(clip.meta, dict):
         raise ValueError(f"clip {clip.key!r}: meta is a {type(clip.meta).__name__}, expected a dict")
+
+
+def _check_hands(key: str, hands: Float32[np.ndarray, "K 2 J 3"]) -> None:
+    known = np.isfinite(hands).all(axis=(2, 3))
+    wrong = np.argwhere(~known & ~np.isnan(hands).all(axis=(2, 3)))
+    if len(wrong):
+        sample, side = wrong[0].tolist()
+        raise ValueError(
+            f"clip {key!r}: the {('left', 'right')[side]} hand of hands sample {sample} is known in part; its joints must "
+            "all be finite (metres in the world), or all NaN where the hand is not known"
+        )
 
 
 def _check_rigid(key: str, world_from_camera: Float64[np.ndarray, "C 4 4"]) -> None:

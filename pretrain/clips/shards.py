@@ -155,6 +155,11 @@ def describe_modalities(clip: Clip) -> dict[str, dict[str, Any]]:
         "intrinsics": {"unit": "px", "member": MOTION_MEMBER},
         "world_from_camera": {"unit": "m, OpenCV axes", "member": MOTION_MEMBER, "hz": float(clip.camera_hz)},
         "gaze": {"unit": "px of rgb, NaN = gap", "member": MOTION_MEMBER, "hz": float(clip.gaze_hz)},
+        "hands": {
+            "unit": "m in the world, left then right, NaN = not known",
+            "member": MOTION_MEMBER,
+            "hz": float(clip.hands_hz),
+        },
     }
     described: dict[str, dict[str, Any]] = {}
     for name, note in notes.items():

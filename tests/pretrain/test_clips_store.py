@@ -23,7 +23,7 @@ from pretrain.clips.store import open_store, scan_tar, stream
 
 SIZE = 48
 EXACT = [name for name in ARRAY_FIELDS if name not in ("rgb", "depth")]
-TEXTS = ("labels", "narration", "captions", "facts", "meta", "camera_hz", "gaze_hz")
+TEXTS = ("labels", "narration", "captions", "facts", "meta", "camera_hz", "gaze_hz", "hands_hz")
 
 
 def made_clip(index: int, frames: int = 6) -> Clip:
@@ -41,6 +41,8 @@ def made_clip(index: int, frames: int = 6) -> Clip:
     gaze[2] = np.nan
     pose = np.tile(np.eye(4), (8, 1, 1))
     pose[:, :3, 3] = random.normal(size=(8, 3))
+    hands = random.normal(size=(9, 2, 21, 3)).astype(np.float32)
+    hands[4:, 0] = np.nan
     return Clip(
         key=f"made-{index:06d}",
         rgb=(127 + 120 * rgb).astype(np.uint8),
@@ -52,6 +54,8 @@ def made_clip(index: int, frames: int = 6) -> Clip:
         intrinsics=np.array([[50.0, 0, 24], [0, 50, 24], [0, 0, 1]]),
         world_from_camera=pose,
         gaze=gaze,
+        hands=hands,
+        hands_hz=60.0,
         narration="#C C picks up the red can — “naïve”",
         captions=("the right hand picks up the can",) * (index % 3),
         facts=({"time_s": 0.25, "moves": ["up", 0.1]},),

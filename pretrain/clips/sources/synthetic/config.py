@@ -32,7 +32,7 @@ class SyntheticConfig:
         image_size: height and width of the square frames, in pixels.
         frames: frames a clip (T); the clip lasts frames / rgb_fps seconds, at least 1.5 s so that an action fits.
         rgb_fps: frames a second of rgb, depth, segmentation and contact.
-        pose_fps: rate of the camera trajectory and of the gaze, Hz.
+        pose_fps: rate of the camera trajectory, of the gaze and of the hands' joints, Hz.
         fov_degrees: range of the camera's field of view, drawn once a clip.
         objects: range of the number of things in a scene, 3 to 8.
         actions: which rows of ACTIONS are drawn, in equal numbers.

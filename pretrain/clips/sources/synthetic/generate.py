@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pretrain.clips.schema import Clip
+from pretrain.clips.schema import HAND_JOINTS, Clip
 from pretrain.clips.sources.synthetic.actions import ACTION_TABLE
 from pretrain.clips.sources.synthetic.camera import HeadRig, draw_rig, gaze_track, intrinsics, project
 from pretrain.clips.sources.synthetic.captions import write_captions
@@ -132,6 +132,20 @@ def _inside(pixel: np.ndarray, size: int) -> bool:
     return bool(pixel[2] > 0.1 and 0.03 * size < pixel[0] < 0.97 * size and 0.03 * size < pixel[1] < 0.97 * size)
 
 
+def hand_track(world: World, plan: Plan, times: np.ndarray) -> np.ndarray:
+    """float32[K,2,21,3]: the joints of both hands in the world at each time, in the order of HAND_JOINTS.
+
+    Leaves the hands of the world as they are at the last time.
+    """
+    track = np.empty((len(times), len(SIDES), len(HAND_JOINTS), 3), np.float32)
+    for number, time in enumerate(times):
+        for side, hand in plan.hands.items():
+            world.set_hand(side, hand.palm(time), hand.fingers(time))
+        world.update()
+        track[number] = world.hand_joints()
+    return track
+
+
 def generate_clip(index: int, seed: int, config: SyntheticConfig) -> Clip:
     """Makes the clip `index` of the stream of `seed`; equal arguments give equal clips in any process and order.
 
@@ -179,6 +193,8 @@ def generate_clip(index: int, seed: int, config: SyntheticConfig) -> Clip:
         camera_hz=config.pose_fps,
         gaze=gaze,
         gaze_hz=config.pose_fps,
+        hands=hand_track(world, plan, pose_times),
+        hands_hz=config.pose_fps,
         narration=narration,
         captions=captions,
         facts=facts,

@@ -12,6 +12,7 @@ Palm frame of the right hand: origin in the wrist, +z towards the fingers, -y ou
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +31,15 @@ from pretrain.clips.sources.synthetic.meshes import (
 
 SIDES = ("left", "right")
 FINGERS = ("FF", "MF", "RF", "LF", "TH")
+# The bodies at whose origins the joints of schema.HAND_JOINTS are; "tip" after a body = its fingertip.
+_JOINT_BODIES = (
+    "palm",
+    "thbase", "thmiddle", "thdistal", "thdistal tip",
+    "ffproximal", "ffmiddle", "ffdistal", "ffdistal tip",
+    "mfproximal", "mfmiddle", "mfdistal", "mfdistal tip",
+    "rfproximal", "rfmiddle", "rfdistal", "rfdistal tip",
+    "lfproximal", "lfmiddle", "lfdistal", "lfdistal tip",
+)  # fmt: skip
 FINGER_JOINTS = tuple(
     f"{finger}J{number}"
     for finger, numbers in zip(FINGERS, ("3210", "3210", "3210", "43210", "43210"), strict=True)
@@ -41,7 +51,7 @@ UPPER_ARM_M, FOREARM_M = 0.31, 0.27
 
 @dataclass(frozen=True, kw_only=True)
 class HandBody:
-    """One body of the installed hand: its place in its parent, its joint, display meshes and collision shapes."""
+    """One body of the installed hand: its place in its parent, joint, display meshes, collision shapes and fingertip."""
 
     name: str
     parent: str | None
@@ -50,6 +60,7 @@ class HandBody:
     joint: tuple[str, np.ndarray, np.ndarray] | None  # name, axis, range in radians
     meshes: tuple[tuple[str, np.ndarray], ...]  # (mesh name, position)
     shapes: tuple[tuple[str, int, np.ndarray, np.ndarray], ...]  # (name, geom type, size, position)
+    tip: np.ndarray | None  # position, in the flesh under the end of the nail
 
 
 def _installed_hand() -> Path:
@@ -76,6 +87,7 @@ def hand_bodies() -> tuple[HandBody, ...]:
             for geom in body.geoms
             if geom.name.startswith("C_")
         )
+        tips = [np.array(site.pos) for site in body.sites if re.fullmatch("S_..tip", site.name)]
         bodies.append(
             HandBody(
                 name=body.name,
@@ -85,6 +97,7 @@ def hand_bodies() -> tuple[HandBody, ...]:
                 joint=joint,
                 meshes=meshes,
                 shapes=shapes,
+                tip=tips[0] if tips else None,
             )
         )
         for child in body.bodies:
@@ -92,6 +105,18 @@ def hand_bodies() -> tuple[HandBody, ...]:
 
     walk(spec.body("palm"), None)
     return tuple(bodies)
+
+
+def joint_places(side: str) -> tuple[tuple[str, np.ndarray], ...]:
+    """Where each joint of ``HAND_JOINTS`` is: the name of a body of ``add_hand``, and a point in its frame, float64[3]."""
+    tips = {body.name: body.tip for body in hand_bodies()}
+    places = []
+    for name in _JOINT_BODIES:
+        body, _, tip = name.partition(" ")
+        point = tips[body] if tip else np.zeros(3)
+        assert point is not None, f"the installed hand has no fingertip on {body}"
+        places.append((f"{side}/{body}", _mirror_position(point, side)))
+    return tuple(places)
 
 
 @functools.cache

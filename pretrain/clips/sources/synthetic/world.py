@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pretrain.clips.sources.synthetic.hands import FINGER_JOINTS, FINGERS, SIDES, arm_poses
+from pretrain.clips.sources.synthetic.hands import FINGER_JOINTS, FINGERS, SIDES, arm_poses, joint_places
 from pretrain.clips.sources.synthetic.objects import ObjectModel
 
 NOWHERE_Z = -2.0  # below the floor
@@ -78,6 +78,9 @@ class World:
             [g for g in geoms if body_names[model.geom_bodyid[g]].endswith("/part")] for geoms in self.thing_geoms
         ]
         self.support = [g for g, name in enumerate(names) if name.startswith("support")]
+        places = [place for side in SIDES for place in joint_places(side)]
+        self._joint_bodies = np.array([body_names.index(body) for body, _ in places])
+        self._joint_points = np.array([point for _, point in places])
         self._body_of_geom = model.geom_bodyid
         self._body_names = body_names
 
@@ -88,6 +91,12 @@ class World:
         if shoulder is not None:
             for index, pose in zip(self._arm[side], arm_poses(palm, shoulder, side), strict=True):
                 self._set_mocap(index, pose)
+
+    def hand_joints(self) -> np.ndarray:
+        """float64[2,21,3]: the joints of the left and the right hand in the world, in the order of HAND_JOINTS."""
+        rotations = self.data.xmat[self._joint_bodies].reshape(-1, 3, 3)
+        joints = self.data.xpos[self._joint_bodies] + np.einsum("jab,jb->ja", rotations, self._joint_points)
+        return joints.reshape(len(SIDES), -1, 3)
 
     def set_thing(self, index: int, pose: np.ndarray) -> None:
         """Poses a thing; its spot of shadow lies under it while it stands on the table, and nowhere else."""
