@@ -1,4 +1,4 @@
-"""Rollouts as mp4 files that browsers play."""
+"""Frames as mp4 files that browsers play: rollouts, predictions."""
 
 from __future__ import annotations
 

@@ -1,0 +1,212 @@
+"""`egoarm predict`: given some modalities of a clip, EgoM2P says the others; as arrays, a video and a picture.
+
+What is predicted comes back in physical units: rgb uint8[16, S, S, 3]; depth float32[16, S, S], inverse and relative, near =
+1; gaze float32[60, 2], pixels of the clip's image; camera float32[60, 4, 4], world_from_camera in metres, the first sample
+being the world; hands float32[60, 2, 21, 3], metres in the first camera's frame.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from pretrain.artifact import atomic_directory, atomic_write_text
+from pretrain.clips.schema import Clip
+from pretrain.clips.store import open_store
+from pretrain.egom2p.bundle import Bundle, load_egom2p
+from pretrain.egom2p.generate import Target, generate
+from pretrain.egom2p.modalities import MODALITIES, ModalityMissing, require_modalities
+
+MODES = ("exact", "fast")
+
+# The authors' settings for each modality asked for (facts of their evaluation scripts); what they have none for is as camera.
+PUBLISHED_STEPS = {"camera": 3, "gaze": 5, "depth": 3, "rgb": 6}
+DEFAULT_STEPS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Settings of `egoarm predict`.
+
+    Attributes:
+        checkpoint: directory of a run of `egoarm pretrain egom2p`.
+        clip: a clip store, or `<store>:<number>` for one clip of it.
+        given, want: modalities that are shown, and that are asked for, in this order; each that is done joins what is given.
+        out: directory of the results.
+        clips: of the store, from the first, where `clip` names no single one.
+        scheme, schedule, temperature, top_p, top_k, guidance: see generate.Target; steps: 0 = the authors' for each modality.
+        mode: a row of MODES: "fast" is one step from a condition read once, without guidance.
+        batch_size: clips generated together.
+        seed: of the sampling.
+        device, threads: where to compute; auto, 0 = torch's own choice.
+    """
+
+    checkpoint: str
+    clip: str
+    given: tuple[str, ...]
+    want: tuple[str, ...]
+    out: str
+    clips: int = 1
+    scheme: str = "roar"
+    schedule: str = "linear"
+    steps: int = 0
+    temperature: float = 0.01
+    top_p: float = 0.8
+    top_k: int = 0
+    guidance: float = 2.0
+    mode: str = "exact"
+    batch_size: int = 4
+    seed: int = 0
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("given", "want"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}= is missing: say modalities, e.g. {name}=[rgb]")
+            require_modalities(getattr(self, name), name)
+        if both := set(self.given) & set(self.want):
+            raise ValueError(f"want: {sorted(both)[0]!r} is given already")
+        if self.mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {self.mode!r}")
+        for name, least in (("clips", 1), ("batch_size", 1), ("steps", 0), ("threads", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        _ = self.targets(self.want)  # each says what is wrong with its fields
+
+    def targets(self, want: Sequence[str]) -> list[Target]:
+        return [
+            Target(
+                modality=name,
+                scheme=self.scheme,
+                steps=self.steps or PUBLISHED_STEPS.get(name, DEFAULT_STEPS),
+                schedule=self.schedule,
+                temperature=self.temperature,
+                top_p=self.top_p,
+                top_k=self.top_k,
+                guidance=self.guidance,
+            )
+            for name in want
+        ]
+
+
+class Predictor:
+    """A loaded model, for use from Python: clips in, physical units out."""
+
+    def __init__(self, bundle: Bundle, *, device: str | torch.device = "cpu") -> None:
+        self.bundle, self.device = bundle, torch.device(device)
+        self.model = bundle.model.to(self.device)
+        self.tokenizers = {name: tokenizer.to(self.device) for name, tokenizer in bundle.tokenizers.items()}
+
+    def array_of(self, clip: Clip, name: str) -> np.ndarray:
+        """One clip's array in model space. Raises ModalityMissing."""
+        shape = self.tokenizers[name].spec.input_shape
+        return MODALITIES[name].to_array(clip, shape[-1])
+
+    def encode(self, clips: Sequence[Clip], names: Sequence[str]) -> dict[str, Int64[Tensor, "B N"]]:
+        """Tokens of the modalities given.
+
+        Raises:
+            ValueError: a modality the model does not know, or that a clip lacks.
+        """
+        tokens = {}
+        for name in names:
+            if name not in self.tokenizers:
+                raise ValueError(
+                    f"given: {name} is not a modality of this model, which has {', '.join(self.tokenizers)}"
+                )
+            try:
+                arrays = np.stack([self.array_of(clip, name) for clip in clips])
+            except ModalityMissing as error:
+                keys = ", ".join(clip.key for clip in clips)
+                raise ValueError(f"given: {name} cannot be had of every clip ({keys}): {error}") from None
+            tokens[name] = self.tokenizers[name].encode(torch.from_numpy(arrays).to(self.device))
+        return tokens
+
+    def decode(self, name: str, ids: Int64[Tensor, "B N"], clips: Sequence[Clip]) -> list[np.ndarray]:
+        """Tokens of a modality in physical units, one array a clip."""
+        decoded = self.tokenizers[name].decode(ids).cpu().numpy()
+        return [
+            MODALITIES[name].to_physical(array, context_of(clip)) for array, clip in zip(decoded, clips, strict=True)
+        ]
+
+    def predict(
+        self,
+        clips: Sequence[Clip],
+        *,
+        given: Sequence[str],
+        targets: Sequence[Target],
+        seed: int = 0,
+        mode: str = "exact",
+    ) -> list[dict[str, np.ndarray]]:
+        """The modalities of `targets` for each clip, in physical units."""
+        for target in targets:
+            if target.modality not in self.tokenizers:
+                known = ", ".join(self.tokenizers)
+                raise ValueError(f"want: {target.modality} is not a modality of this model, which has {known}")
+        tokens = generate(self.model, self.encode(clips, given), targets, seed=seed, mode=mode)
+        columns = {t.modality: self.decode(t.modality, tokens[t.modality], clips) for t in targets}
+        return [{name: column[row] for name, column in columns.items()} for row in range(len(clips))]
+
+    def truth(self, clip: Clip, name: str) -> np.ndarray | None:
+        """What the clip itself says, in the same units and size as a prediction; None if it does not."""
+        try:
+            array = self.array_of(clip, name)
+        except ModalityMissing:
+            return None
+        return MODALITIES[name].to_physical(array, context_of(clip))
+
+
+def context_of(clip: Clip) -> Mapping[str, Any]:
+    """What `Modality.to_physical` may need of the clip."""
+    return {} if clip.rgb is None else {"image": clip.rgb.shape[1:3]}
+
+
+def run(config: PredictConfig) -> None:
+    """Predicts, writes <out>/<clip>/{prediction.npz, picture.png, video.mp4} and <out>/prediction.json, and says where.
+
+    Raises:
+        FileNotFoundError: no model or store there.
+        ValueError: a modality that the model or a clip does not have.
+    """
+    from pretrain.egom2p.pictures import draw_picture, write_video
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    predictor = Predictor(load_egom2p(config.checkpoint), device=device)
+    path, colon, number = config.clip.rpartition(":")
+    store = open_store(path if colon and number.isdigit() else config.clip)
+    wanted = [int(number)] if colon and number.isdigit() else list(range(min(config.clips, len(store))))
+    if wanted[-1] >= len(store):
+        raise ValueError(f"clip={config.clip}: the store has clips 0 to {len(store) - 1}")
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    made = []
+    for start in range(0, len(wanted), config.batch_size):
+        clips = [store.read(index) for index in wanted[start : start + config.batch_size]]
+        results = predictor.predict(
+            clips, given=config.given, targets=config.targets(config.want), seed=config.seed + start, mode=config.mode
+        )
+        for clip, result in zip(clips, results, strict=True):
+            shown = {name: predictor.truth(clip, name) for name in (*config.given, *config.want)}
+            with atomic_directory(out / clip.key) as place:
+                np.savez_compressed(place / "prediction.npz", **result)  # pyright: ignore[reportArgumentType]
+                draw_picture(place / "picture.png", clip, given=config.given, truth=shown, predicted=result)
+                write_video(place / "video.mp4", clip, given=config.given, truth=shown, predicted=result)
+            made.append(clip.key)
+    record = {"model_sha256": predictor.bundle.sha256, "clips": made, "settings": dataclasses.asdict(config)}
+    atomic_write_text(out / "prediction.json", json.dumps(record, indent=2) + "\n")
+    print(
+        f"predicted {', '.join(config.want)} from {', '.join(config.given)} for {len(made)} clips: {out / made[0]}/picture.png, "
+        "prediction.npz, video.mp4"
+    )

@@ -1,0 +1,270 @@
+"""`egoarm pretrain egom2p`: masked modelling on token stores, ending in a model that predicts any modality from any other.
+
+<out>/model/        the transformer; <out>/model/tokenizers/<name>/ the tokenizers it was trained on, so that the directory alone
+                    turns a clip into a prediction
+<out>/encoder/      the video encoder for policies, where rgb is among the modalities
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from pretrain.artifact import atomic_write_text, load_artifact
+from pretrain.batches import BatchPlan
+from pretrain.checkpoints import Progress, open_run, refuse_foreign, run_lock
+from pretrain.egodtm.data import split_clips
+from pretrain.egom2p.bundle import ENCODER_DIRECTORY, MODEL_DIRECTORY, save_egom2p
+from pretrain.egom2p.data import LoadTokens, target_counts, unpack
+from pretrain.egom2p.masking import MaskingConfig
+from pretrain.egom2p.model import SIZES, EgoM2P, EgoM2PConfig, egom2p_loss
+from pretrain.egom2p.tokenizers.tokenizer import Tokenizer, load_tokenizer
+from pretrain.egom2p.tokens import TokenStore, open_tokens, require_tokenizers
+from pretrain.loop import FREE_TRAINER_FIELDS, TrainerConfig, fit, make_fabric
+from pretrain.provenance import make_provenance
+
+VALIDATION_FILE = "validation.json"
+# Clips that the token frequencies, the chance level of the loss, are counted on.
+_FREQUENCY_CLIPS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class EgoM2PTrainConfig:
+    """Settings of `egoarm pretrain egom2p`.
+
+    Attributes:
+        tokens: directories of token stores (egoarm tokenize store); clips of all are equally likely.
+        tokenizers: directories of the tokenizers that made them, in any order; they are checked against the stores and kept
+            beside the model.
+        out: directory of the run.
+        size: a row of SIZES.
+        modalities: of the stores to model; empty = all that they hold.
+        masking: budgets of a clip, see MaskingConfig.
+        seed: of the weights, the order of the clips and the masks.
+        overwrite: start again from nothing where `out` holds another run.
+        val_fraction: share of the clips held out.
+    """
+
+    tokens: tuple[str, ...]
+    tokenizers: tuple[str, ...]
+    out: str
+    size: str = "tiny"
+    modalities: tuple[str, ...] = ()
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    seed: int = 0
+    overwrite: bool = False
+    val_fraction: float = 0.1
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    def __post_init__(self) -> None:
+        for name, meaning in (("tokens", "token stores"), ("tokenizers", "the tokenizers that made them")):
+            if not getattr(self, name):
+                raise ValueError(f"{name}= is missing: say the directories of {meaning}, e.g. {name}=[runs/{name}]")
+        if self.size not in SIZES:
+            raise ValueError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {self.seed}")
+        if not 0 <= self.val_fraction < 1:
+            raise ValueError(f"val_fraction: expected a number from 0 to below 1, got {self.val_fraction}")
+
+    @property
+    def name(self) -> str:
+        return f"egom2p-{self.size}"
+
+
+def run(config: EgoM2PTrainConfig) -> None:
+    """Trains, or goes on with, the run in config.out, and saves its model and encoder.
+
+    Raises:
+        FileNotFoundError: no store or tokenizer at a place that was named.
+        ValueError: stores that do not go together, other tokenizers than made them, or config.out holds something else.
+        KeyboardInterrupt: stopped; the same command goes on.
+    """
+    stores = [open_tokens(path) for path in config.tokens]
+    tokenizers = _tokenizers_of(config, stores)
+    model_config = EgoM2PConfig.of_size(config.size, _common_grids(config, stores))
+    out = Path(config.out)
+    identity = _identity(config, stores)
+    fabric = make_fabric(config.trainer)
+    with contextlib.ExitStack() as held:
+        finished = False
+        if fabric.is_global_zero:
+            refuse_foreign(out)
+            held.enter_context(run_lock(out))
+            open_run(
+                out,
+                identity,
+                may_differ={"tokens", "tokenizers"} | {f"trainer.{name}" for name in FREE_TRAINER_FIELDS},
+                overwrite=config.overwrite,
+                belongings=(ENCODER_DIRECTORY, MODEL_DIRECTORY, VALIDATION_FILE, "metrics.jsonl", "tensorboard"),
+            )
+            finished = _is_finished(out, config)
+            if finished:
+                print(
+                    f"pretrain {config.name}: already finished, {config.trainer.steps} steps: {out / MODEL_DIRECTORY}"
+                )
+        if not fabric.broadcast(finished, src=0):
+            _train(config, model_config, stores, tokenizers, fabric)
+
+
+def _identity(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[str, Any]:
+    identity = dataclasses.asdict(config)
+    for name in ("out", "overwrite"):
+        del identity[name]
+    for name in ("tokens", "tokenizers", "modalities"):
+        identity[name] = list(identity[name])
+    identity["masking"] = {k: list(v) if isinstance(v, tuple) else v for k, v in identity["masking"].items()}
+    identity["tokens_sha256"] = [store.manifest_sha256 for store in stores]
+    return identity
+
+
+def _is_finished(out: Path, config: EgoM2PTrainConfig) -> bool:
+    """The model is written last."""
+    path = out / MODEL_DIRECTORY
+    if not path.exists():
+        return False
+    try:
+        return load_artifact(path).provenance["step"] == config.trainer.steps
+    except ValueError as error:
+        print(f"{error}: making it again from the last checkpoint")
+        return False
+
+
+def _common_grids(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[str, Any]:
+    """Modality -> grid over all stores; a store may lack a modality, but none may have another grid."""
+    grids: dict[str, Any] = {}
+    for path, store in zip(config.tokens, stores, strict=True):
+        for name, grid in store.grids.items():
+            if grids.setdefault(name, grid) != grid:
+                raise ValueError(
+                    f"tokens={path}: {name} has the grid {grid.shape} of {grid.vocabulary} ids, but that of "
+                    f"{config.tokens[0]} has {grids[name].shape} of {grids[name].vocabulary}: encode both with one tokenizer"
+                )
+    wanted = config.modalities or tuple(grids)
+    if missing := [name for name in wanted if name not in grids]:
+        raise ValueError(f"modalities: {missing[0]!r} is in none of the token stores, which hold {', '.join(grids)}")
+    return {name: grids[name] for name in wanted}
+
+
+def _tokenizers_of(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[str, Tokenizer]:
+    """Directory name -> tokenizer, checked against every store."""
+    loaded = [load_tokenizer(path) for path in config.tokenizers]
+    for store in stores:
+        require_tokenizers(store, loaded)
+    names: dict[str, Tokenizer] = {}
+    for tokenizer in loaded:
+        names["-".join(tokenizer.spec.modalities)] = tokenizer
+    return names
+
+
+def _train(
+    config: EgoM2PTrainConfig,
+    model_config: EgoM2PConfig,
+    stores: Sequence[TokenStore],
+    tokenizers: Mapping[str, Tokenizer],
+    fabric: Fabric,
+) -> None:
+    out, trainer = Path(config.out), config.trainer
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = EgoM2P(model_config)
+    load = LoadTokens(stores, model_config, config.masking)
+    train_clips, held_out = split_clips(len(load), config.val_fraction)
+
+    def compute_loss(wrapped: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        losses = wrapped(unpack(batch, "input"), unpack(batch, "target"))
+        return egom2p_loss(losses, target_counts(batch, model_config), len(model_config.names))
+
+    progress = fit(
+        fabric=fabric,
+        model=model,
+        compute_loss=compute_loss,
+        load=load,
+        plan=BatchPlan(indices=train_clips, batch_size=trainer.batch_size, seed=config.seed),
+        trainer=trainer,
+        directory=out,
+        title=f"pretrain {config.name}",
+    )
+    if not fabric.is_global_zero:
+        return
+    report = validate(model, load, train=train_clips, held_out=held_out, batch_size=trainer.batch_size)
+    atomic_write_text(out / VALIDATION_FILE, json.dumps(report, indent=2) + "\n")
+    _save(config, model, stores, tokenizers, progress)
+    for name, figures in report.items():
+        verdict = "below" if figures["loss"] < figures["chance"] else "NOT below"
+        print(
+            f"{name}: cross-entropy {figures['loss']:.3f} on {figures['tokens']} held-out tokens, {verdict} "
+            f"{figures['chance']:.3f} of their frequencies; {figures['accuracy']:.1%} right"
+        )
+    clips = trainer.steps * trainer.batch_size
+    print(
+        f"pretrain {config.name}: {trainer.steps} steps, {clips} clips seen, {progress.wall_time_s:.0f} s: "
+        f"{out / MODEL_DIRECTORY}"
+    )
+
+
+@torch.inference_mode()
+def validate(
+    model: EgoM2P, load: LoadTokens, *, train: Sequence[int], held_out: Sequence[int], batch_size: int
+) -> dict[str, dict[str, float]]:
+    """Cross-entropy of held-out clips' tokens, masked as in training by seeds of their own, beside that of each modality's
+    token frequencies among training clips: what is known without seeing anything of a clip.
+
+    Returns:
+        modality -> "loss" and "chance" in nats a token, "accuracy", "tokens".
+    """
+    was_training = model.training
+    model.eval()
+    device, config = model.mask_token.device, model.config
+    log_frequency = _log_frequencies(load, train[:: max(1, len(train) // _FREQUENCY_CLIPS)])
+    sums = {name: np.zeros(4) for name in config.names}
+    for start in range(0, len(held_out), batch_size):
+        ids = [(index, index) for index in held_out[start : start + batch_size]]
+        batch = {name: value.to(device) for name, value in load(ids).items()}
+        counts = target_counts(batch, config)
+        for name, (loss, right) in model(unpack(batch, "input"), unpack(batch, "target")).items():
+            asked = batch["target_valid"] & (batch["target_modality"] == config.names.index(name))
+            chance = -log_frequency[name][batch["target_ids"][asked].cpu()].sum()
+            sums[name] += (float(loss) * counts[name], float(chance), float(right), counts[name])
+    model.train(was_training)
+    return {
+        name: {"loss": s[0] / s[3], "chance": s[1] / s[3], "accuracy": s[2] / s[3], "tokens": int(s[3])}
+        for name, s in sums.items()
+        if s[3]
+    }
+
+
+def _log_frequencies(load: LoadTokens, clips: Sequence[int]) -> dict[str, Tensor]:
+    """log p(id) of each modality with one added to every count."""
+    counts = {name: np.ones(grid.vocabulary) for name, grid in load.config.grids.items()}
+    for index in clips:
+        for name, ids in load.read(index).items():
+            counts[name] += np.bincount(ids, minlength=len(counts[name]))
+    return {name: torch.from_numpy(np.log(c) - math.log(c.sum())) for name, c in counts.items()}
+
+
+def _save(
+    config: EgoM2PTrainConfig,
+    model: EgoM2P,
+    stores: Sequence[TokenStore],
+    tokenizers: Mapping[str, Tokenizer],
+    progress: Progress,
+) -> None:
+    provenance = make_provenance(
+        seed=config.seed,
+        parents={f"tokenizer {name}": tokenizer.spec.weights_sha256 for name, tokenizer in tokenizers.items()},
+        data={f"tokens {number}": store.manifest_sha256 for number, store in enumerate(stores)},
+        step=progress.step,
+        wall_time_s=progress.wall_time_s,
+    )
+    training = _identity(config, stores)
+    save_egom2p(Path(config.out), model, tokenizers, name=config.name, provenance=provenance, training=training)
