@@ -6,6 +6,7 @@ likely to be favoured (pretrain/egom2p/masking.py). A batch is a pure function o
 Axes: B batch, N input tokens of the fullest clip, Q targets of the one with most.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -35,18 +36,26 @@ class LoadTokens:
 
     def read(self, index: int) -> dict[str, np.ndarray]:
         """All tokens of one clip of the union, int64[n] a modality, those that the model knows."""
+        store, within = self._locate(index)
+        return store.read(within, [name for name in self.config.names if name in store.grids])
+
+    def _locate(self, index: int) -> tuple[TokenStore, int]:
         which = int(np.searchsorted(self._ends, index, side="right"))
-        first = self._ends[which] - len(self.stores[which])
-        store = self.stores[which]
-        names = [name for name in self.config.names if name in store.grids]
-        return {name: ids for name, ids in store.read(index - first, names).items() if name in self.config.grids}
+        return self.stores[which], index - (self._ends[which] - len(self.stores[which]))
+
+    def _masking_of(self, index: int) -> MaskingConfig:
+        """A store may forbid to ask for some of its modalities (the gray rgb of a data set)."""
+        forbidden = self._locate(index)[0].only_input
+        if not forbidden:
+            return self.masking
+        return dataclasses.replace(self.masking, only_input=(*self.masking.only_input, *forbidden))
 
     def __call__(self, ids: Sequence[SampleId]) -> dict[str, Any]:
         inputs, targets = [], []
         for index, seed in ids:
             clip = self.read(index)
             sizes = {name: len(tokens) for name, tokens in clip.items()}
-            seen, asked = draw_masks(sizes, self.masking, np.random.default_rng([seed, index, _MASK_STREAM]))
+            seen, asked = draw_masks(sizes, self._masking_of(index), np.random.default_rng([seed, index, _MASK_STREAM]))
             inputs.append((clip, seen))
             targets.append((clip, asked))
         return pack(inputs, self.config, "input") | pack(targets, self.config, "target")

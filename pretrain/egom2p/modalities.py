@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from pretrain.clips.dataset import normalise_inverse_depth
-from pretrain.clips.schema import Clip
+from pretrain.clips.schema import HAND_JOINTS, Clip
 from pretrain.egom2p.camera import CAMERA_CHANNELS, poses_from_9d, poses_to_9d, relative_to_first
 
 # Two seconds: 16 video frames at 8 Hz, 60 samples of a sequence at 30 Hz.
@@ -30,8 +30,7 @@ SEQUENCE_SAMPLES, SEQUENCE_HZ = 60, 30.0
 # Gaze a little outside the image is still a direction; farther out it is a blink or a failure of the tracker.
 GAZE_RANGE = (-0.2, 1.2)
 
-HAND_JOINTS = 21
-HANDS_CHANNELS = 2 * HAND_JOINTS * 3
+HANDS_CHANNELS = 2 * len(HAND_JOINTS) * 3
 
 VIDEO, SEQUENCE = "video", "sequence"
 
@@ -202,13 +201,13 @@ def _camera_physical(array: Float32[np.ndarray, "P 9"], _: Mapping[str, Any]) ->
 
 def _hands_array(clip: Clip, _: int) -> Float32[np.ndarray, "P C"]:
     """Joints of the left, then the right hand, in the first camera's frame, metres; then one validity a hand."""
-    hands = getattr(clip, "hands", None)
+    hands = clip.hands
     if hands is None:
         raise ModalityMissing("no hands")
     if clip.world_from_camera is None:
         raise ModalityMissing("hands without camera poses")
-    if hands.shape[2] != HAND_JOINTS:
-        raise ModalityMissing(f"hands of {hands.shape[2]} joints instead of {HAND_JOINTS}")
+    if hands.shape[2] != len(HAND_JOINTS):
+        raise ModalityMissing(f"hands of {hands.shape[2]} joints instead of {len(HAND_JOINTS)}")
     joints = _at_30_hz(hands, clip.hands_hz, "hands").astype(np.float64)
     first = clip.world_from_camera[0]
     local = (joints - first[:3, 3]) @ first[:3, :3]
@@ -221,7 +220,7 @@ def _hands_array(clip: Clip, _: int) -> Float32[np.ndarray, "P C"]:
 
 def _hands_physical(array: Float32[np.ndarray, "P C"], _: Mapping[str, Any]) -> np.ndarray:
     """float32[P, 2, J, 3] metres in the first camera's frame, left hand first."""
-    return np.asarray(array[:, :HANDS_CHANNELS], np.float32).reshape(-1, 2, HAND_JOINTS, 3)
+    return np.asarray(array[:, :HANDS_CHANNELS], np.float32).reshape(-1, 2, len(HAND_JOINTS), 3)
 
 
 # ------------------------------------------------------------------------------------------------------------- table
