@@ -17,7 +17,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +29,7 @@ from pretrain.egom2p.modalities import TokenGrid, require_modalities
 from pretrain.egom2p.token_shards import REMEDY, Packed, ShardGroup, open_packed, pack
 
 if TYPE_CHECKING:
-    from pretrain.egom2p.tokenizers.tokenizer import Tokenizer
+    from pretrain.egom2p.tokenizers.tokenizer import Tokenizer, TokenizerSpec
 
 FORMAT = "egoarm-tokens"
 FORMAT_VERSION = 1
@@ -199,29 +199,38 @@ class TokenStore:
         return {**self.__dict__, "_packed": None}
 
 
-def require_tokenizers(store: TokenStore, tokenizers: "Mapping[str, Tokenizer]") -> None:
-    """Checks that the store's ids are those of these tokenizers (modality -> tokenizer; others may be left out).
+def require_tokenizers(store: TokenStore, tokenizers: "Iterable[Tokenizer]") -> None:
+    """Checks that the store's ids of each modality that these tokenizers are for were made by them.
 
-    The authors' shards do not say which tokenizer made them: of these only the geometry is compared.
+    A modality that only one side has is not looked at. The authors' shards do not say which tokenizer made them: of these
+    the geometry alone is compared.
 
     Raises:
-        ValueError: the store lacks the modality, or its ids have another geometry or were made by other weights.
+        ValueError: the ids have another geometry or were made by other weights, or two tokenizers are for one modality.
     """
-    for name, tokenizer in tokenizers.items():
-        spec = tokenizer.spec
-        if name not in store.grids:
-            raise ValueError(f"{store.path}: no tokens of {name!r}; it has {', '.join(store.grids)}")
-        if spec.grid != store.grids[name]:
-            raise ValueError(
-                f"{store.path}: {name} has a grid of {store.grids[name].shape} ids of {store.grids[name].vocabulary}, tokenizer "
-                f"{spec.name!r} gives {spec.grid.shape} of {spec.grid.vocabulary}: take the tokenizer that made the store"
-            )
-        sha256 = store.tokenizers.get(name)
-        if sha256 is not None and sha256 != spec.weights_sha256:
-            raise ValueError(
-                f"{store.path}: the {name} tokens were made by the tokenizer with sha256 {sha256[:16]}..., tokenizer "
-                f"{spec.name!r} has {spec.weights_sha256[:16]}...: take that one, or make the store again with this one"
-            )
+    seen: set[str] = set()
+    for spec in (tokenizer.spec for tokenizer in tokenizers):
+        for name in spec.modalities:
+            if name in seen:
+                raise ValueError(f"tokenizers: two of them are for {name} (one is {spec.name!r}); give one a modality")
+            seen.add(name)
+            if name in store.grids:
+                _require(store, name, spec)
+
+
+def _require(store: TokenStore, name: str, spec: "TokenizerSpec") -> None:
+    theirs = store.grids[name]
+    if spec.grid != theirs:
+        raise ValueError(
+            f"{store.path}: {name} has a grid of {theirs.shape} ids of {theirs.vocabulary}, tokenizer {spec.name!r} gives "
+            f"{spec.grid.shape} of {spec.grid.vocabulary}: take the tokenizer that made the store"
+        )
+    sha256 = store.tokenizers.get(name)
+    if sha256 is not None and sha256 != spec.weights_sha256:
+        raise ValueError(
+            f"{store.path}: the {name} tokens were made by the tokenizer with sha256 {sha256[:16]}..., tokenizer "
+            f"{spec.name!r} has {spec.weights_sha256[:16]}...: take that one, or make the store again with this one"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------------- opening

@@ -250,16 +250,16 @@ def test_tokenizers_must_be_those_of_the_shards(root: Path) -> None:
     store = open_tokens(root)
 
     def tokenizer(name: str, **changes):
-        spec = {"name": "mine", "grid": GRIDS[name], "weights_sha256": f"{name:x<64}"} | changes
-        return SimpleNamespace(spec=SimpleNamespace(**spec))
+        spec = {"name": "mine", "grid": GRIDS[name], "weights_sha256": f"{name:x<64}", "modalities": (name, "hands")}
+        return SimpleNamespace(spec=SimpleNamespace(**(spec | changes)))
 
-    require_tokenizers(store, {"rgb": tokenizer("rgb"), "camera": tokenizer("camera")})
+    require_tokenizers(store, [tokenizer("rgb"), tokenizer("camera", modalities=("camera", "depth"))])
     with pytest.raises(ValueError, match=r"rgb tokens were made by the tokenizer with sha256 rgbxx.*'mine' has ffff"):
-        require_tokenizers(store, {"rgb": tokenizer("rgb", weights_sha256="f" * 64)})
+        require_tokenizers(store, [tokenizer("rgb", weights_sha256="f" * 64)])
     with pytest.raises(ValueError, match=r"grid of \(30,\) ids of 256, tokenizer 'mine' gives \(30,\) of 512"):
-        require_tokenizers(store, {"gaze": tokenizer("gaze", grid=TokenGrid(shape=(30,), vocabulary=512))})
-    with pytest.raises(ValueError, match="no tokens of 'depth'"):
-        require_tokenizers(store, {"depth": tokenizer("rgb")})
+        require_tokenizers(store, [tokenizer("gaze", grid=TokenGrid(shape=(30,), vocabulary=512))])
+    with pytest.raises(ValueError, match="two of them are for hands"):
+        require_tokenizers(store, [tokenizer("rgb"), tokenizer("gaze")])
 
 
 @given(shape=st.sampled_from([(5, 2, 2), (30,)]), leading=st.integers(0, 2), flat=st.booleans())
