@@ -44,6 +44,8 @@ COMMANDS: dict[str, Command] = {
     "pretrain": Command("pretrain", "pretrain.egodtm.train:PretrainConfig", "pretrain.egodtm.train:run", "pretrain a video encoder on a clip store"),
     "pretrain arms": Command("pretrain_arms", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "EgoDTM and its twins, trained and measured as they learn"),
     "pretrain ablation": Command("pretrain_ablation", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "one change at a time of EgoDTM's recipe, trained and measured"),
+    "pretrain egom2p": Command("pretrain_egom2p", "pretrain.egom2p.train:EgoM2PTrainConfig", "pretrain.egom2p.train:run", "pretrain EgoM2P on token stores"),
+    "predict": Command("predict", "pretrain.egom2p.predict:PredictConfig", "pretrain.egom2p.predict:run", "any modalities of a clip from any others, by EgoM2P"),
     "demos": Command("demos", "policies.demos.collect:DemosConfig", "policies.demos.collect:run", "collect demonstrations with a scripted expert"),
     "train": Command("train", "policies.train:TrainConfig", "policies.train:run", "train a policy by imitation on an encoder's features"),
     "eval": Command("eval", "eval_robot.rollout:EvalConfig", "eval_robot.rollout:run", "success rate of a policy, with its interval"),

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from pretrain.egom2p.masking import MaskingConfig, draw_masks, share_out
 
 SIZES = st.dictionaries(
@@ -57,7 +58,9 @@ def test_what_is_only_input_is_never_asked_for() -> None:
 def test_small_alpha_concentrates_and_large_alpha_spreads() -> None:
     most = np.full(4, 1000)
     random = np.random.default_rng(0)
-    top = {a: np.mean([share_out(400, most, a, random).max() / 400 for _ in range(300)]) for a in (0.01, 0.1, 1.0, 10.0)}
+    top = {
+        a: np.mean([share_out(400, most, a, random).max() / 400 for _ in range(300)]) for a in (0.01, 0.1, 1.0, 10.0)
+    }
     assert top[0.01] > 0.95 > top[0.1] > top[1.0] > top[10.0]
     assert top[10.0] < 0.45
 

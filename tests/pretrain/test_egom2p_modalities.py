@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+
 from pretrain.clips.schema import Clip
 from pretrain.egom2p.camera import check_poses, poses_from_9d, poses_to_9d, relative_to_first
 from pretrain.egom2p.modalities import MODALITIES, PUBLISHED, VIDEO, ModalityMissing, TokenGrid, require_modalities
-from scipy.spatial.transform import Rotation
 
 SEEDS = st.integers(0, 2**32 - 1)
 

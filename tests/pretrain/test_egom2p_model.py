@@ -4,6 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from torch import Tensor
+
 from pretrain.egom2p.modalities import TokenGrid
 from pretrain.egom2p.model import (
     SIZES,
@@ -17,7 +19,6 @@ from pretrain.egom2p.model import (
     sincos_positions,
     within_modality,
 )
-from torch import Tensor
 
 GRIDS = {
     "rgb": TokenGrid(shape=(2, 3, 3), vocabulary=50),
