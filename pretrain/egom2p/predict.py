@@ -21,14 +21,8 @@ from pretrain.artifact import atomic_directory, atomic_write_text
 from pretrain.clips.schema import Clip
 from pretrain.clips.store import open_store
 from pretrain.egom2p.bundle import Bundle, load_egom2p
-from pretrain.egom2p.generate import Target, generate
+from pretrain.egom2p.generate import MODES, PUBLISHED_TARGETS, Target, generate
 from pretrain.egom2p.modalities import MODALITIES, ModalityMissing, require_modalities
-
-MODES = ("exact", "fast")
-
-# The authors' settings for each modality asked for (facts of their evaluation scripts); what they have none for is as camera.
-PUBLISHED_STEPS = {"camera": 3, "gaze": 5, "depth": 3, "rgb": 6}
-DEFAULT_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +35,7 @@ class PredictConfig:
         given, want: modalities that are shown, and that are asked for, in this order; each that is done joins what is given.
         out: directory of the results.
         clips: of the store, from the first, where `clip` names no single one.
-        scheme, schedule, temperature, top_p, top_k, guidance: see generate.Target; steps: 0 = the authors' for each modality.
+        scheme, steps, schedule, temperature, top_p, top_k, guidance: see generate.Target; null = the authors' for each modality.
         mode: a row of MODES: "fast" is one step from a condition read once, without guidance.
         batch_size: clips generated together.
         seed: of the sampling.
@@ -54,13 +48,13 @@ class PredictConfig:
     want: tuple[str, ...]
     out: str
     clips: int = 1
-    scheme: str = "roar"
-    schedule: str = "linear"
-    steps: int = 0
-    temperature: float = 0.01
-    top_p: float = 0.8
-    top_k: int = 0
-    guidance: float = 2.0
+    scheme: str | None = None
+    steps: int | None = None
+    schedule: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    guidance: float | None = None
     mode: str = "exact"
     batch_size: int = 4
     seed: int = 0
@@ -76,25 +70,16 @@ class PredictConfig:
             raise ValueError(f"want: {sorted(both)[0]!r} is given already")
         if self.mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {self.mode!r}")
-        for name, least in (("clips", 1), ("batch_size", 1), ("steps", 0), ("threads", 0), ("seed", 0)):
+        for name, least in (("clips", 1), ("batch_size", 1), ("threads", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
         _ = self.targets(self.want)  # each says what is wrong with its fields
 
     def targets(self, want: Sequence[str]) -> list[Target]:
-        return [
-            Target(
-                modality=name,
-                scheme=self.scheme,
-                steps=self.steps or PUBLISHED_STEPS.get(name, DEFAULT_STEPS),
-                schedule=self.schedule,
-                temperature=self.temperature,
-                top_p=self.top_p,
-                top_k=self.top_k,
-                guidance=self.guidance,
-            )
-            for name in want
-        ]
+        """How each modality is written: the authors' way, but for what is set."""
+        fields = ("scheme", "steps", "schedule", "temperature", "top_p", "top_k", "guidance")
+        own = {name: value for name in fields if (value := getattr(self, name)) is not None}
+        return [dataclasses.replace(PUBLISHED_TARGETS[name], **own) for name in want]
 
 
 class Predictor:

@@ -206,6 +206,15 @@ class FsqVideoTokenizer(Tokenizer):
     def clips_to_ids(self, x: Float[Tensor, "B 3 T S S"]) -> Int64[Tensor, "B N"]:
         return self.quantizer.codes_to_indices(self.codes(self.latents(x))).flatten(1).long()
 
+    @torch.no_grad()
+    def history_to_ids(self, x: Float[Tensor, "B 3 F S S"]) -> Int64[Tensor, "B n"]:
+        """Ids of the first F = 1 + k * temporal_compression frames of a clip, the first 1 + k steps of tokens: the network is
+        causal, so they are what `encode` gives for any clip that begins with these frames, at a part of its cost."""
+        steps, left = divmod(x.shape[2] - 1, self.shape.temporal_compression)
+        assert not left and steps < self.spec.grid.shape[0], "frames that make no whole steps of tokens"
+        latents = self.quant_conv(self.encoder(x.to(self.quant_conv.conv3d.weight.dtype))).permute(0, 1, 3, 4, 2)
+        return self.quantizer.codes_to_indices(self.codes(latents)).flatten(1).long()
+
     def ids_to_clips(self, ids: Int64[Tensor, "B N"]) -> Float[Tensor, "B 3 T S S"]:
         codes = self.quantizer._indices_to_codes(ids.unflatten(1, self.spec.grid.shape))
         return self.video(codes).clamp(-1, 1)
