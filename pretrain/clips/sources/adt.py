@@ -13,7 +13,7 @@ and, published as VRS files, taken out of them in the layouts of :mod:`pretrain.
 
 The documentation ("ADT Data Format") says: depth is that along the camera's z axis, in millimetres, on the pixels of the fisheye picture,
 30 Hz, exactly for the pictures of video.vrs. From memory: the stream's number. Assumed: that the synthetic pictures have the
-calibration of the real ones, of which they are a rendering.
+calibration of the real ones, of which they are a rendering. No division into splits is published.
 """
 
 from collections.abc import Iterator
@@ -36,9 +36,11 @@ def list_names(root: Path, options: SourceOptions) -> Iterator[str | Skipped]:
 
     Raises:
         FileNotFoundError: there are none.
-        ValueError: a field of view that no pinhole has.
+        ValueError: a field of view that no pinhole has; a split.
     """
     check_fov(options.rectify_fov_deg)
+    if options.split != "all":
+        raise ValueError(f"split={options.split}: ADT is published without splits; give split=all")
     directories = [path.parent for path in sorted(root.glob(f"*/{_TRAJECTORY}"))]
     if not directories:
         raise FileNotFoundError(

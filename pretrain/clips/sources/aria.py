@@ -22,6 +22,7 @@ Axis letters: n samples.
 """
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,10 +263,13 @@ def read_csv(
     names = [*columns, *(name for name in optional if name in header)]
     places = [header.index(name) for name in names]
     try:
-        table = np.loadtxt(
-            path, delimiter=",", skiprows=1, usecols=places, ndmin=2, encoding="utf-8-sig", comments=None,
-            converters=_number if _has_empty_cells(path) else None,
-        )  # fmt: skip
+        with warnings.catch_warnings():
+            # An empty table is an error below, in our words.
+            warnings.simplefilter("ignore", UserWarning)
+            table = np.loadtxt(
+                path, delimiter=",", skiprows=1, usecols=places, ndmin=2, encoding="utf-8-sig", comments=None,
+                converters=_number if _has_empty_cells(path) else None,
+            )  # fmt: skip
     except (ValueError, IndexError) as error:
         raise RecordingError(FILE_DAMAGED, f"{path}: {error}") from None
     if not len(table):

@@ -162,7 +162,8 @@ class Pictures:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        return self.sensor_size[::-1]
+        width, height = self.sensor_size
+        return height, width
 
     def seconds(self, times_ns: Int64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
         return (times_ns - self.zero_ns) / 1e9

@@ -6,6 +6,7 @@ Read from ``root`` (the download's top directory, or ``takes/`` itself)::
     takes/<take>/trajectory/closed_loop_trajectory.csv, online_calibration.jsonl
     takes/<take>/eye_gaze/personalized_eye_gaze.csv, general_eye_gaze.csv, general_eye_gaze_2d.csv
     takes.json, captures/<capture>/timesync.csv              device time of each frame
+    takes.json, annotations/splits.json                      for split=train, val or test
 
 What the documentation (docs.ego-exo4d-data.org: Takes, MPS, tutorial "Gaze") says: the video is upright, 30 Hz, 1408 x 1408; trajectory and
 gaze are on the device's clock; frame i was taken at ``<aria>_214-1_capture_timestamp_ns`` of row ``timesync_start_idx + 1 + i`` of the capture's
@@ -69,8 +70,8 @@ def list_names(root: Path, options: SourceOptions) -> Iterator[str | Skipped]:
     """Names of the takes that have an Aria video, or of EgoM2P's chunks.
 
     Raises:
-        FileNotFoundError: neither is there.
-        ValueError: a field of view that no pinhole has.
+        FileNotFoundError: neither is there, or what a split needs is missing.
+        ValueError: a field of view that no pinhole has; an unknown split.
     """
     check_fov(options.rectify_fov_deg)
     takes = _takes(root)
@@ -81,9 +82,16 @@ def list_names(root: Path, options: SourceOptions) -> Iterator[str | Skipped]:
             "the downloader of Ego-Exo4D wrote"
         )
     if not takes.is_dir():
+        if options.split != "all":
+            raise ValueError(
+                f"split={options.split}: EgoM2P's files of Ego-Exo4D do not say to which split they belong; give split=all"
+            )
         yield from (path.stem for path in labels)
         return
+    chosen = None if options.split == "all" else _names_in_split(takes.parent, options.split)
     for take in sorted(path for path in takes.iterdir() if path.is_dir()):
+        if chosen is not None and take.name not in chosen:
+            continue
         if _find_video(take) is None:
             detail = f"no {_VIDEO_NAME} in frame_aligned_videos"
             yield skipped_recording(root, take.name, RecordingError(VIDEO_MISSING, detail))
@@ -194,6 +202,24 @@ def _timesync_ns(root: Path, name: str, stream: str) -> Int64[np.ndarray, " n"] 
     column = f"{stream}_capture_timestamp_ns"
     times = read_csv(capture, (column,))[column][first + 1 : last]
     return np.nan_to_num(times).astype(np.int64)
+
+
+def _names_in_split(root: Path, split: str) -> set[str]:
+    """Names of the takes of a split, by annotations/splits.json, which knows them by uid."""
+    paths = (root / "annotations" / "splits.json", root / "takes.json")
+    for path in paths:
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"split={split}: {path} says which takes that are, and is missing; download it, or give split=all"
+            )
+    try:
+        by_split = json.loads(paths[0].read_bytes())["split_to_take_uids"]
+        name_of = {take["take_uid"]: take["take_name"] for take in json.loads(paths[1].read_bytes())}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{paths[0]} or {paths[1].name}: not Ego-Exo4D's ({type(error).__name__}: {error})") from None
+    if split not in by_split:
+        raise ValueError(f"split={split}: expected {', '.join(by_split)} or all")
+    return {name_of[uid] for uid in by_split[split] if uid in name_of}
 
 
 @lru_cache(maxsize=2)

@@ -23,6 +23,7 @@ from functools import cached_property
 import cv2
 import numpy as np
 from jaxtyping import Float32, Float64
+from scipy.optimize import brentq
 
 from pretrain.clips.sources.recording import turned_camera, turned_points
 
@@ -97,11 +98,13 @@ class Fisheye624:
     @cached_property
     def max_angle_rad(self) -> float:
         """Up to this angle from the optical axis the radial polynomial rises, so that a pixel has one direction only."""
-        # d/dtheta of theta + k0 theta^3 + ..., a polynomial in theta^2.
-        slopes = [1.0, *((2 * index + 3) * k for index, k in enumerate(self.radial))]
-        roots = np.polynomial.Polynomial(slopes).roots()
-        turns = [math.sqrt(root.real) for root in roots if abs(root.imag) < 1e-9 and root.real > 0]
-        return min([*turns, _WIDEST_RAD])
+        # By looking: the roots of a polynomial whose last terms are nearly 0, as calibrations have, are not to be had from its matrix.
+        theta = np.linspace(0, _WIDEST_RAD, 4096)
+        falling = np.flatnonzero(self._slope(theta) <= 0)
+        if not len(falling):
+            return _WIDEST_RAD
+        first = int(falling[0])
+        return float(brentq(lambda one: float(self._slope(np.asarray(one))), theta[first - 1], theta[first]))
 
     def project(self, points: Float64[np.ndarray, "*n 3"]) -> Float64[np.ndarray, "*n 2"]:
         """Points of the camera frame (x along the picture's rows, y along its columns, z forward) to pixels.
@@ -123,7 +126,10 @@ class Fisheye624:
         ab = uv.copy()
         with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
             for _ in range(_NEWTON_STEPS):
-                ab = ab - _solve_2x2(self._distortion_slope(ab), self._distort(ab) - uv)
+                error = self._distort(ab) - uv
+                if (np.abs(error) < _CONVERGED * 1e-3).all():
+                    break
+                ab = ab - _solve_2x2(self._distortion_slope(ab), error)
             found = np.abs(self._distort(ab) - uv).max(axis=-1) < _CONVERGED
             radius = np.linalg.norm(ab, axis=-1)
             theta = self._theta(np.where(found, radius, 0.0))
@@ -159,6 +165,14 @@ class Fisheye624:
             factor = (factor + k) * square
         return theta * (1.0 + factor)
 
+    def _slope(self, theta: np.ndarray) -> np.ndarray:
+        """Derivative of :meth:`_radius`."""
+        square = theta * theta
+        slope = np.zeros_like(theta)
+        for index in reversed(range(_RADIAL)):
+            slope = (slope + (2 * index + 3) * self.radial[index]) * square
+        return 1.0 + slope
+
     def _theta(self, radius: np.ndarray) -> np.ndarray:
         """The angle of a radius: Newton's method, held between bounds that close in as in bisection."""
         low = np.zeros_like(radius)
@@ -167,11 +181,10 @@ class Fisheye624:
         for _ in range(_THETA_STEPS):
             excess = self._radius(theta) - radius
             low, high = np.where(excess < 0, theta, low), np.where(excess > 0, theta, high)
-            square = theta * theta
-            slope = np.zeros_like(theta)
-            for index in reversed(range(_RADIAL)):
-                slope = (slope + (2 * index + 3) * self.radial[index]) * square
-            step = theta - excess / (1.0 + slope)
+            with np.errstate(divide="ignore"):
+                step = theta - excess / self._slope(theta)
+            if (np.abs(excess) < _CONVERGED * 1e-3).all():
+                break
             inside = np.isfinite(step) & (step >= low) & (step <= high)
             theta = np.where(inside, step, (low + high) / 2)
         return theta

@@ -17,6 +17,8 @@ trajectories are the same poses, so Aria's are taken from MPS, whose clock is th
 stamped with the time code of the trajectory. In the published sample of a Quest its cameras stand on their side like Aria's RGB camera
 (its optical frame, in a world with y up, has x down and y to the left), so its pictures, too, are turned to be upright.
 
+The split is EgoM2P's, by participant: P0001 and P0014 val, P0004, 5, 6, 8, 16 and 20 test, the others train.
+
 Where ``root`` has ``<name>.npz`` of EgoM2P (in ``label/`` or by itself) and no recordings, these are read. No axis fix is known for them, so
 their poses are taken to be of the upright picture already.
 """
@@ -50,6 +52,8 @@ _AT_HEADSET = {"Aria": "214-1", "Quest3": "1201-1"}
 _QUEST_CAMERA = "camera-slam-left"
 _GAZE_NAMES = ("personalized_eye_gaze.csv", "general_eye_gaze.csv")
 _LABEL_FOLDERS = ("label", "")
+_VAL = ("P0001", "P0014")
+_TEST = ("P0004", "P0005", "P0006", "P0008", "P0016", "P0020")
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,11 @@ class Hot3d:
 
         Raises:
             FileNotFoundError: there are none.
-            ValueError: a field of view that no pinhole has.
+            ValueError: a field of view that no pinhole has; an unknown split.
         """
         check_fov(options.rectify_fov_deg)
+        if options.split not in ("train", "val", "test", "all"):
+            raise ValueError(f"split={options.split}: expected train, val, test or all")
         names = [path.parent.name for path in sorted(root.glob("*/metadata.json")) if _headset(path) == self.headset]
         names = names or sorted({path.stem for folder in _LABEL_FOLDERS for path in (root / folder).glob("*.npz")})
         if not names:
@@ -77,7 +83,7 @@ class Hot3d:
                 f'root={root}: no <recording>/metadata.json with "headset": "{self.headset}" and no *.npz in it; give the directory that holds '
                 "HOT3D's recordings"
             )
-        yield from names
+        yield from (name for name in names if options.split in ("all", _split(name)))
 
     def open_recording(self, root: Path, name: str, options: SourceOptions) -> Recording:
         """One recording.
@@ -136,6 +142,12 @@ def read_headset_trajectory(path: Path) -> Trajectory:
             np.stack([table[one] for one in quaternion], axis=1), np.stack([table[one] for one in position], axis=1)
         ),
     )
+
+
+def _split(name: str) -> str:
+    """By the participant with whose id a recording's name starts."""
+    participant = name[:5]
+    return "val" if participant in _VAL else "test" if participant in _TEST else "train"
 
 
 def _in_either(directory: Path, name: str) -> Path:
