@@ -239,6 +239,15 @@ def _build_egodtm(size: str) -> Callable[[int], VideoEncoder]:
     return build
 
 
+def _build_egom2p(size: str) -> Callable[[int], VideoEncoder]:
+    def build(seed: int) -> VideoEncoder:
+        from pretrain.egom2p.encoder import random_encoder
+
+        return random_encoder(size, seed=seed)
+
+    return build
+
+
 def _build_timm(name: str) -> Callable[[int], VideoEncoder]:
     def build(seed: int) -> VideoEncoder:
         from pretrain.zoo.timm_image import build_timm_encoder
@@ -265,6 +274,9 @@ ENCODERS: dict[str, EncoderEntry] = {
     "egodtm-base": EncoderEntry(
         build=_build_egodtm("base"), about="EgoDTM's video tower, ViT-Base/16, 4 x 224 px, random", is_video=True
     ),
+    "egom2p-tiny": EncoderEntry(
+        build=_build_egom2p("tiny"), about="EgoM2P's encoder on the tokens of 5 x 64 px, random", is_video=True
+    ),
     "timm/vit_tiny_patch16_224": EncoderEntry(
         build=_build_timm("vit_tiny_patch16_224"), about="timm ViT-Tiny/16 on one image, random", is_video=False
     ),
@@ -279,6 +291,12 @@ def _rebuild_egodtm(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncode
     from pretrain.egodtm.encoder import EgoDTMEncoder
 
     return EgoDTMEncoder.from_config(config, spec)
+
+
+def _rebuild_egom2p(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncoder:
+    from pretrain.egom2p.encoder import EgoM2PEncoder
+
+    return EgoM2PEncoder.from_config(config, spec)
 
 
 def _rebuild_timm(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncoder:
@@ -296,6 +314,7 @@ def _rebuild_pixels(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncode
 # How an artifact's network is built again from its config and spec; its weights are loaded after.
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any], EncoderSpec], VideoEncoder]] = {
     "egodtm": _rebuild_egodtm,
+    "egom2p": _rebuild_egom2p,
     "timm": _rebuild_timm,
     "pixels": _rebuild_pixels,
 }
