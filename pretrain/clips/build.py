@@ -18,17 +18,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.clips.codec import decode_clip
 from pretrain.clips.schema import Clip
 from pretrain.clips.shards import (
     MANIFEST_NAME,
     ShardEntry,
     ShardWriter,
     atomic_file,
+    count_dropped,
     make_manifest,
     remove_temporary_files,
     sha256_file,
@@ -47,7 +47,7 @@ from pretrain.clips.skipping import (
     parse_skipped,
     read_skipped,
 )
-from pretrain.clips.store import read_manifest, scan_tar
+from pretrain.clips.store import read_manifest, read_typical
 from pretrain.workers import start_worker
 
 # (index of the clip in the store) -> the clip, or why there is none. Must be picklable: it runs in spawned processes.
@@ -66,13 +66,15 @@ _DISK_ERRORS = {
 
 @dataclass(frozen=True, kw_only=True)
 class BuildResult:
-    """What a build did: clips in the store, how many of them were there before, and how many were skipped by reason."""
+    """What a build did: clips in the store, how many of them were there before, how many were skipped, and how many lack a
+    modality, by reason."""
 
     clips: int
     kept_clips: int
     shards: int
     bytes: int
     skipped: dict[str, int]
+    dropped: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -171,7 +173,7 @@ def _finish(directory: Path, finished: dict[int, _Done], identity: dict[str, Any
             file.write(dump_skipped(skipped))
     else:
         (directory / SKIPPED_NAME).unlink(missing_ok=True)
-    first_clip = _read_first(directory / entries[0].name)
+    first_clip = read_typical(directory, entries)
     write_json(
         directory / MANIFEST_NAME,
         make_manifest(identity=identity, entries=entries, first_clip=first_clip, skipped=skipped),
@@ -218,7 +220,7 @@ def _make_shard(unit: _Unit, generate: GenerateClip, report: Report) -> _Done:
 
 def _write_sidecar(directory: Path, index: int, done: _Done, identity: dict[str, Any]) -> None:
     lines = dump_skipped(done.skipped).decode()
-    write_json(sidecar_path(directory, index), {"shard": asdict(done.entry), "skipped": lines, **identity})
+    write_json(sidecar_path(directory, index), {"shard": done.entry.to_json(), "skipped": lines, **identity})
 
 
 def _make_shards(units: list[_Unit], generate: GenerateClip, workers: int, tally: SkipTally) -> dict[int, _Done]:
@@ -356,13 +358,6 @@ def _reopen(directory: Path, kept: dict[int, _Done], identity: dict[str, Any]) -
     sync_directory(directory)
 
 
-def _read_first(path: Path) -> Clip:
-    first = scan_tar(path)[0]
-    with path.open("rb") as file:
-        members = {name: os.pread(file.fileno(), size, offset) for name, (offset, size) in first.members.items()}
-    return decode_clip(first.key, members.__getitem__, tuple(members))
-
-
 def _result(done: dict[int, _Done], kept_clips: int) -> BuildResult:
     entries = [one.entry for one in done.values()]
     return BuildResult(
@@ -371,6 +366,7 @@ def _result(done: dict[int, _Done], kept_clips: int) -> BuildResult:
         shards=sum(entry.clips > 0 for entry in entries),
         bytes=sum(entry.bytes for entry in entries),
         skipped=count_reasons(_all_skipped(done).values()),
+        dropped=count_dropped(entries),
     )
 
 

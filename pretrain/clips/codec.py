@@ -137,6 +137,7 @@ def decode_clip(
     member_names: Sequence[str],
     fields: Sequence[str] | None = None,
     frames: Sequence[int] | None = None,
+    missing_ok: bool = False,
 ) -> Clip:
     """Decodes the asked fields of a clip, and nothing else.
 
@@ -146,6 +147,7 @@ def decode_clip(
         member_names: the members that this clip has.
         fields: names of fields or groups; None = all that the clip has.
         frames: which video frames to decode; None = all. The times and contacts are taken at the same frames.
+        missing_ok: an asked field that the clip does not have stays None.
 
     Raises:
         ValueError: a damaged member, naming it; an unknown field; a field or frame that this clip does not have.
@@ -157,7 +159,7 @@ def decode_clip(
         motion = _decode_member(key, MOTION_MEMBER, read_member, lambda data: _load_npz(data, asked))
 
     stored = {name for name, member in FIELD_MEMBERS.items() if member in member_names and member != MOTION_MEMBER}
-    if fields is not None:
+    if fields is not None and not missing_ok:
         missing = [name for name in asked if name not in stored and name not in motion]
         if missing:
             if MOTION_MEMBER in member_names:

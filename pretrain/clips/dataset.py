@@ -91,7 +91,8 @@ class ClipDataset(Dataset[dict[str, Any]]):
         wanted = ["rgb"] if "video" in self.fields else []
         if "depth" in self.fields and "depth" in self.store.manifest["modalities"]:
             wanted.append("depth")
-        seen = self.store.read(index, wanted, frames=chosen.tolist())
+        # Clips of recordings may lack depth that others have.
+        seen = self.store.read(index, wanted, frames=chosen.tolist(), missing_ok=True)
         sized = seen.depth if seen.rgb is None else seen.rgb
         height, width = (1, 1) if sized is None else sized.shape[1:3]
         crop = choose_crop(height, width, random if self.train else None)

@@ -1,14 +1,18 @@
-"""``egoarm clips import``: a public data set of narrated egocentric video as a clip store.
+"""``egoarm clips import``: a public data set of egocentric video as a clip store.
 
-One clip is ``frames`` pictures at the midpoints of as many equal parts of its span, as STAR-HOI and LaViLa take them, and its narration.
-What a source's annotations or videos do not give is skipped and counted with its reason: see ``skipped.jsonl`` in the store.
+Of narrated video (``SOURCES``, given by ``annotations=`` and ``videos=``) one clip is ``frames`` pictures at the midpoints of as many equal
+parts of its span, as STAR-HOI and LaViLa take them, and its narration. Recordings with camera, gaze or depth (``RECORDINGS``, given by
+``root=``) are cut into clips of ``clip_s``, as EgoM2P does: see :mod:`pretrain.clips.sources.recording`.
+
+What a source does not give is skipped and counted with its reason: see ``skipped.jsonl`` in the store, and "dropped" in its manifest for
+clips that lack a modality.
 """
 
 import importlib.metadata
 import json
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,18 +22,23 @@ from jaxtyping import Float64, UInt8
 from rich.console import Console
 from tqdm import tqdm
 
-from pretrain.clips.build import build_store
-from pretrain.clips.info import skipped_table
+from pretrain.clips.build import GenerateClip, build_store
+from pretrain.clips.importing_recordings import CutRecording
+from pretrain.clips.info import dropped_table, skipped_table
 from pretrain.clips.schema import Clip
 from pretrain.clips.shards import sha256_file
 from pretrain.clips.skipping import Skipped
 from pretrain.clips.sources.options import SourceOptions
+from pretrain.clips.sources.recording import CutOptions
 from pretrain.clips.sources.request import ID_DUPLICATE, ClipRequest, VideoPart, parts_at
-from pretrain.clips.sources.table import SOURCES
+from pretrain.clips.sources.table import RECORDINGS, SOURCES
 from pretrain.clips.video import TIME_OUTSIDE, VIDEO_UNDECODABLE, VideoError, probe_video, read_frames
 
 # The packages whose version decides the pixels or the bytes.
 _PACKAGES = ("av", "numpy", "opencv-python")
+_RECORDING_PACKAGES = (*_PACKAGES, "scipy")
+# What is meant where nothing is given: for narrated video, for recordings.
+_DEFAULTS = {"frames": (8, 16), "image_size": (288, 256), "max_gap_s": (1.0, 0.2)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,29 +46,40 @@ class ImportConfig(SourceOptions):
     """Settings of ``egoarm clips import``: those of the sources, and what goes where.
 
     Attributes:
-        source: name of the data set, a key of ``SOURCES``.
-        annotations: its annotation file.
-        videos: directory of its videos.
+        source: name of the data set, a key of ``SOURCES`` or ``RECORDINGS``.
+        annotations: narrated video: its annotation file.
+        videos: narrated video: directory of its videos.
+        root: recordings: directory of the data set.
         out: directory of the store.
-        frames: pictures a clip.
-        image_size: their short side in px; smaller videos are enlarged.
-        square: keep the largest central square only.
-        max_gap_s: longest time between two frames of a video; a clip that needs a frame from a longer gap is skipped.
-        limit: only the first so many entries of the annotations; 0 = all. A larger limit later continues the store.
+        frames: pictures a clip; None = 8, of recordings 16.
+        image_size: their short side in px, of recordings both sides; smaller videos are enlarged; None = 288, of recordings 256.
+        square: narrated video: keep the largest central square only; recordings are always square.
+        max_gap_s: longest time between two frames of a video; a clip that needs a frame from a longer gap is skipped; None = 1, of
+            recordings 0.2.
+        clip_s: recordings: length of a clip in seconds.
+        pose_hz: recordings: samples of camera and gaze a second.
+        max_pose_gap_s: recordings: poses further apart are not bridged, the clip then has no camera.
+        max_gaze_gap_s: recordings: a gaze sample further from its time is a gap.
+        limit: only the first so many entries of the annotations, or clips; 0 = all. A larger limit later continues the store.
         workers: processes; 0 = one a core. Does not change the clips.
-        clips_per_shard: entries of the annotations in a tar; one tar is one unit of work.
+        clips_per_shard: entries of the annotations, or clips, in a tar; one tar is one unit of work.
         max_skipped_share: stop when more than this share of the entries is skipped, looked at from the 100th on.
         retry_skipped: try the skipped clips of a store again, e.g. when more videos are there.
     """
 
     source: str
-    annotations: str
-    videos: str
     out: str
-    frames: int = 8
-    image_size: int = 288
+    annotations: str = ""
+    videos: str = ""
+    root: str = ""
+    frames: int | None = None
+    image_size: int | None = None
     square: bool = False
-    max_gap_s: float = 1.0
+    max_gap_s: float | None = None
+    clip_s: float = 2.0
+    pose_hz: float = 30.0
+    max_pose_gap_s: float = 0.15
+    max_gaze_gap_s: float = 0.05
     limit: int = 0
     workers: int = 0
     clips_per_shard: int = 64
@@ -67,59 +87,103 @@ class ImportConfig(SourceOptions):
     retry_skipped: bool = False
 
     def __post_init__(self) -> None:
-        if self.source not in SOURCES:
-            raise ValueError(f"source={self.source}: expected one of {', '.join(SOURCES)}")
-        for name in ("annotations", "videos", "out"):
+        if self.source not in (*SOURCES, *RECORDINGS):
+            raise ValueError(f"source={self.source}: expected one of {', '.join((*SOURCES, *RECORDINGS))}")
+        wanted, others = (
+            (("root",), ("annotations", "videos")) if self.is_recordings else (("annotations", "videos"), ("root",))
+        )
+        for name in (*wanted, "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name}= is empty; egoarm clips import --help says what it is")
+        for name in others:
+            if getattr(self, name):
+                needs = " and ".join(f"{one}=" for one in wanted)
+                raise ValueError(
+                    f"{name}={getattr(self, name)}: source={self.source} is read from {needs} alone; leave it out"
+                )
+        for name, (narrated, recorded) in _DEFAULTS.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, recorded if self.is_recordings else narrated)
         for name, least in (("frames", 1), ("image_size", 16), ("limit", 0), ("workers", 0), ("clips_per_shard", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {least} or more")
-        for name in ("max_gap_s", "alpha_s"):
+        for name in ("max_gap_s", "alpha_s", "clip_s", "pose_hz", "max_pose_gap_s", "max_gaze_gap_s"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected seconds, more than 0")
+                raise ValueError(f"{name}={getattr(self, name)}: expected more than 0")
         if not self.chunk_s >= 0:
             raise ValueError(f"chunk_s={self.chunk_s}: expected seconds, or 0 to look at the files")
         if not 0 <= self.max_skipped_share <= 1:
             raise ValueError(f"max_skipped_share={self.max_skipped_share}: expected a share from 0 to 1")
+
+    @property
+    def cut_options(self) -> CutOptions:
+        """How recordings are cut."""
+        assert self.frames and self.image_size and self.max_gap_s
+        return CutOptions(
+            clip_s=self.clip_s,
+            frames=self.frames,
+            image_size=self.image_size,
+            pose_hz=self.pose_hz,
+            max_frame_gap_s=self.max_gap_s,
+            max_pose_gap_s=self.max_pose_gap_s,
+            max_gaze_gap_s=self.max_gaze_gap_s,
+        )
+
+    @property
+    def is_recordings(self) -> bool:
+        """Whether the source has recordings and no narrations."""
+        return self.source in RECORDINGS
 
 
 def run_import(config: ImportConfig) -> None:
     """Makes, continues or checks the store; says how much was made, how fast, and what was skipped.
 
     Raises:
-        FileNotFoundError: no annotations, or no directory of videos.
-        ValueError: annotations of another form, or see :func:`pretrain.clips.build.build_store`.
+        FileNotFoundError: no annotations, or no directory of videos or recordings.
+        ValueError: annotations or a directory of another form, or see :func:`pretrain.clips.build.build_store`.
         RuntimeError: a worker process died.
     """
-    annotations, videos, directory = Path(config.annotations), Path(config.videos), Path(config.out)
+    if config.is_recordings:
+        cut = CutRecording.of(config.source, Path(config.root), config, config.cut_options, config.workers)
+        entries = min(len(cut), config.limit or len(cut))
+        _build(config, cut, cut.settings(), entries, _RECORDING_PACKAGES)
+        return
+    annotations, videos = Path(config.annotations), Path(config.videos)
     if not videos.is_dir():
         raise FileNotFoundError(
             f"videos={videos}: no such directory; give the one that holds the videos of {config.source}"
         )
+    assert config.frames and config.image_size and config.max_gap_s
     requests = _listed(SOURCES[config.source](annotations, videos, config), config.limit)
     with tempfile.TemporaryDirectory(prefix="egoarm-requests-") as place:
         table = RequestTable.write(Path(place), requests)
-        entries = len(table)
-        if not entries:
+        if not len(table):
             raise ValueError(
                 f"annotations={annotations}: no entry in it; expected the annotation file of {config.source}"
             )
-        start_s = time.monotonic()
-        result = build_store(
-            directory,
-            CutClip(table, videos, config.frames, config.image_size, config.square, config.max_gap_s),
-            kind=config.source,
-            seed=0,
-            settings=_settings(config),
-            versions={name: importlib.metadata.version(name) for name in _PACKAGES},
-            n_clips=entries,
-            clips_per_shard=config.clips_per_shard,
-            workers=config.workers,
-            max_skipped_share=config.max_skipped_share,
-            retry_skipped=config.retry_skipped,
-        )
-        elapsed_s = time.monotonic() - start_s
+        cut = CutClip(table, videos, config.frames, config.image_size, config.square, config.max_gap_s)
+        _build(config, cut, _settings(config), len(table), _PACKAGES)
+
+
+def _build(
+    config: ImportConfig, generate: GenerateClip, settings: dict[str, Any], entries: int, packages: Sequence[str]
+) -> None:
+    directory = Path(config.out)
+    start_s = time.monotonic()
+    result = build_store(
+        directory,
+        generate,
+        kind=config.source,
+        seed=0,
+        settings=settings,
+        versions={name: importlib.metadata.version(name) for name in packages},
+        n_clips=entries,
+        clips_per_shard=config.clips_per_shard,
+        workers=config.workers,
+        max_skipped_share=config.max_skipped_share,
+        retry_skipped=config.retry_skipped,
+    )
+    elapsed_s = time.monotonic() - start_s
     made = result.clips - result.kept_clips
     kept = f", kept {result.kept_clips}" if result.kept_clips else ""
     speed = (
@@ -134,6 +198,8 @@ def run_import(config: ImportConfig) -> None:
     )
     if result.skipped:
         console.print(skipped_table(result.skipped, directory))
+    if result.dropped:
+        console.print(dropped_table(result.dropped))
     console.print(f"look at them: egoarm clips info {directory}", markup=False)
 
 

@@ -75,6 +75,8 @@ def run_info(config: InfoConfig) -> None:
         console.print(f"checked: the sha256 of all {totals['shards']} shards is the manifest's")
     if "skipped" in manifest:
         console.print(skipped_table(manifest["skipped"], store.path))
+    if "dropped" in manifest:
+        console.print(dropped_table(manifest["dropped"]))
     console.print(_modalities_table(store))
     _print_texts(store, console)
     if config.clips:
@@ -96,6 +98,15 @@ def skipped_table(skipped: dict[str, int], directory: Path) -> Table:
     for reason, count in skipped.items():
         table.add_row(escape(reason), str(count))
     table.add_row("all reasons", str(sum(skipped.values())))
+    return table
+
+
+def dropped_table(dropped: dict[str, int]) -> Table:
+    """Which modality clips lack and why, and how many."""
+    table = Table("clips without", "because", "clips")
+    for name, count in dropped.items():
+        modality, _, reason = name.partition(": ")
+        table.add_row(escape(modality), escape(reason), str(count))
     return table
 
 
@@ -122,7 +133,7 @@ def _print_texts(store: ClipStore, console: Console) -> None:
     narrations: list[str] = []
     fields = ["text", *(name for name in ("contact", "gaze", "hands") if name in store.manifest["modalities"])]
     for index in tqdm(range(len(store)), desc="reading texts", unit="clip", disable=None, leave=False):
-        clip = store.read(index, fields)
+        clip = store.read(index, fields, missing_ok=True)
         actions[str(clip.meta.get("action", clip.meta.get("verb", _NOT_STATED)))] += 1
         things.update({name for id_, name in clip.labels.items() if id_ not in (LEFT_HAND_ID, RIGHT_HAND_ID)})
         touched_clips.update(_touching_hands(clip))

@@ -11,9 +11,10 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,13 +39,25 @@ _TEMPORARY_PREFIX = ".egoarm-tmp-"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """What the manifest says of one shard. ``duration_s`` adds up the clips whose frame times are known."""
+    """What the manifest says of one shard.
+
+    ``duration_s`` adds up the clips whose frame times are known. ``dropped`` counts clips that lack a modality which others of their
+    data set have, by "modality: reason", as their ``meta["dropped"]`` says.
+    """
 
     name: str
     sha256: str
     bytes: int
     clips: int
     duration_s: float
+    dropped: dict[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Its fields; of ``dropped`` nothing where nothing is, as in stores that know no such thing."""
+        fields = asdict(self)
+        if not self.dropped:
+            del fields["dropped"]
+        return fields
 
 
 def shard_name(index: int) -> str:
@@ -71,6 +84,7 @@ class ShardWriter:
         self.entry: ShardEntry | None = None
         self._keys: set[str] = set()
         self._duration_s = 0.0
+        self._dropped: Counter[str] = Counter()
 
     def __enter__(self) -> "ShardWriter":
         self._context = atomic_file(self.path)
@@ -83,6 +97,7 @@ class ShardWriter:
             raise ValueError(f"clip key {clip.key!r} occurs twice in {self.path.name}; keys must be unique in a store")
         self._keys.add(clip.key)
         self._duration_s += clip.duration_s or 0.0
+        self._dropped.update(f"{modality}: {reason}" for modality, reason in clip.meta.get("dropped", {}).items())
         for name, data in encode_clip(clip).items():
             member = tarfile.TarInfo(f"{clip.key}.{name}")
             member.size = len(data)
@@ -100,6 +115,7 @@ class ShardWriter:
                     bytes=os.path.getsize(self._file.name),
                     clips=len(self._keys),
                     duration_s=round(self._duration_s, 6),
+                    dropped=dict(sorted(self._dropped.items())),
                 )
             except BaseException as closing_error:
                 self._context.__exit__(type(closing_error), closing_error, closing_error.__traceback__)
@@ -115,7 +131,8 @@ def make_manifest(
     Args:
         identity: what decides the content: kind, seed, clips_per_shard, generator settings and package versions.
         entries: the shards in order.
-        first_clip: a whole clip, for the shapes that ``modalities`` lists; other clips may differ in length.
+        first_clip: a whole clip, for the shapes that ``modalities`` lists; other clips may differ in length, and lack what their
+            ``meta["dropped"]`` names.
         skipped: by index, the clips that could not be made; the manifest gets their number by reason, and the sha256 of
             the ``skipped.jsonl`` that lists them. Without any, it says nothing of them.
     """
@@ -130,12 +147,22 @@ def make_manifest(
             "bytes": sum(entry.bytes for entry in entries),
             "duration_s": round(sum(entry.duration_s for entry in entries), 6),
         },
-        "shards": [asdict(entry) for entry in entries],
+        "shards": [entry.to_json() for entry in entries],
     }
+    if dropped := count_dropped(entries):
+        manifest["dropped"] = dropped
     if skipped:
         manifest["skipped"] = count_reasons(skipped.values())
         manifest["skipped_sha256"] = hashlib.sha256(dump_skipped(skipped)).hexdigest()
     return manifest
+
+
+def count_dropped(entries: Iterable[ShardEntry]) -> dict[str, int]:
+    """How many clips lack a modality and why, over some shards, the commonest first."""
+    counts: Counter[str] = Counter()
+    for entry in entries:
+        counts.update(entry.dropped)
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
 
 
 def describe_modalities(clip: Clip) -> dict[str, dict[str, Any]]:

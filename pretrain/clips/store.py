@@ -8,7 +8,7 @@ import tarfile
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +17,8 @@ from pretrain.clips.schema import Clip
 from pretrain.clips.shards import FORMAT, FORMAT_VERSION, MANIFEST_NAME, ShardEntry, sha256_file
 
 _REMEDY = "delete that shard and run the command that made the store again (it remakes only what is missing)"
+# How many clips are looked at for one that lacks nothing.
+_LOOKED_AT, _LOOKED_AT_A_SHARD = 256, 8
 
 
 @dataclass(frozen=True)
@@ -68,13 +70,21 @@ class ClipStore:
         """The keys of all clips in order. Scans the headers of every shard once."""
         return [clip.key for shard in range(len(self.shards)) for clip in self._index(shard)]
 
-    def read(self, index: int, fields: Sequence[str] | None = None, *, frames: Sequence[int] | None = None) -> Clip:
+    def read(
+        self,
+        index: int,
+        fields: Sequence[str] | None = None,
+        *,
+        frames: Sequence[int] | None = None,
+        missing_ok: bool = False,
+    ) -> Clip:
         """Decodes the asked fields of one clip; the others are None or empty.
 
         Args:
             index: 0 to len - 1.
             fields: names of Clip fields, or the groups "text" and "camera"; None = all that the clip has.
             frames: which video frames to decode, for rgb, rgb_times_s, depth, segmentation and contact; None = all.
+            missing_ok: an asked field that the clip does not have is None, as a clip may lack what others of its store have.
 
         Raises:
             IndexError: no such clip.
@@ -93,7 +103,7 @@ class ClipStore:
             return data
 
         try:
-            return decode_clip(clip.key, read_member, tuple(clip.members), fields, frames)
+            return decode_clip(clip.key, read_member, tuple(clip.members), fields, frames, missing_ok)
         except DamagedMemberError as error:
             raise ValueError(f"{self.path / self.shards[shard].name}: {error}; {_REMEDY}") from None
 
@@ -178,6 +188,32 @@ def scan_tar(path: Path) -> list[_ClipIndex]:
                 clips.append(_ClipIndex(key, {}))
             clips[-1].members[name] = (member.offset_data, member.size)
     return clips
+
+
+def read_typical(directory: Path, entries: Sequence[ShardEntry]) -> Clip:
+    """The first clip of some shards, or where it lacks a modality (its ``meta["dropped"]`` says so) the first that lacks none; if
+    each that is looked at lacks something, the one that has most."""
+    best: Clip | None = None
+    for clip in islice(_first_clips(directory, entries), _LOOKED_AT):
+        lacks = len(clip.meta.get("dropped", {}))
+        if best is None or lacks < len(best.meta["dropped"]):
+            best = clip
+        if not lacks:
+            break
+    assert best is not None
+    return best
+
+
+def _first_clips(directory: Path, entries: Sequence[ShardEntry]) -> Iterator[Clip]:
+    """The first clips of each shard, in order."""
+    for entry in entries:
+        path = directory / entry.name
+        for found in scan_tar(path)[:_LOOKED_AT_A_SHARD]:
+            with path.open("rb") as file:
+                members = {
+                    name: os.pread(file.fileno(), size, offset) for name, (offset, size) in found.members.items()
+                }
+            yield decode_clip(found.key, members.__getitem__, tuple(members))
 
 
 def stream(

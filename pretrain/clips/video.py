@@ -21,7 +21,7 @@ from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
-from jaxtyping import Float64, UInt8
+from jaxtyping import Float64, UInt8, UInt16
 
 # Why a video gives no frames; the same words are counted in a store's manifest.
 VIDEO_MISSING = "video missing"
@@ -124,6 +124,21 @@ def read_timed_frames(
                 images[time_s] = convert(frame), shown_s
     pictures, stamps_s = zip(*(images[time_s] for time_s in wanted), strict=True)
     return np.stack(pictures), np.asarray(stamps_s, np.float64)
+
+
+def read_gray16(path: str | os.PathLike[str], times_s: Sequence[float]) -> UInt16[np.ndarray, "T H W"]:
+    """The frames shown at given times of a video of 16-bit grey (depth), exactly and as stored.
+
+    Raises:
+        VideoError: as :func:`read_frames`; also if the video holds another kind of pixels.
+    """
+    images: dict[float, UInt16[np.ndarray, "H W"]] = {}
+    with _open(path) as (container, stream):
+        for time_s, frame, _ in _shown_frames(path, container, stream, sorted(set(times_s)), None):
+            if frame.format.name not in ("gray16le", "gray16be"):
+                raise VideoError(path, VIDEO_UNDECODABLE, f"its pixels are {frame.format.name}, expected 16-bit grey")
+            images[time_s] = frame.to_ndarray().astype(np.uint16)
+    return np.stack([images[time_s] for time_s in times_s])
 
 
 def probe_video(path: str | os.PathLike[str]) -> VideoInfo:

@@ -29,8 +29,8 @@ def load_plain(path: Path) -> Any:
         raise ValueError(f"annotations={path}: the file is empty (0 bytes); download it again")
     try:
         with path.open("rb") as file:
-            return _PlainUnpickler(file, encoding="utf-8", errors="surrogateescape").load()
-    except _ForbiddenError as error:
+            return PlainUnpickler(file, encoding="utf-8", errors="surrogateescape").load()
+    except ForbiddenError as error:
         raise ValueError(
             f"annotations={path}: this pickle names {error}, which may run any code; expected only lists, tuples, texts and "
             'numbers. Convert it where you trust it, to a line of JSON an entry: [video_uid, start_s, end_s, "narration"], '
@@ -44,19 +44,19 @@ def load_plain(path: Path) -> Any:
         ) from None
 
 
-class _ForbiddenError(Exception):
+class ForbiddenError(Exception):
     """A name that a pickle must not use."""
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         try:
             return _ALLOWED[module_name, global_name]
         except KeyError:
-            raise _ForbiddenError(f"{module_name}.{global_name}") from None
+            raise ForbiddenError(f"{module_name}.{global_name}") from None
 
     def persistent_load(self, pid: Any, /) -> Any:
-        raise _ForbiddenError(f"the outside object {pid!r:.40}")
+        raise ForbiddenError(f"the outside object {pid!r:.40}")
 
 
 class _Dtype:
@@ -64,7 +64,7 @@ class _Dtype:
 
     def __init__(self, name: str, *_: Any) -> None:
         if name not in _FORMATS:
-            raise _ForbiddenError(f"the numpy type {name!r:.40}")
+            raise ForbiddenError(f"the numpy type {name!r:.40}")
         self.name = name
         self.order = "="
 
@@ -80,7 +80,7 @@ def _number(dtype: _Dtype, data: bytes) -> float | int | bool:
 def _encode(text: str, encoding: str) -> bytes:
     """Stands for the function by which protocols 0 to 2 write bytes."""
     if encoding != "latin1":
-        raise _ForbiddenError(f"the encoding {encoding!r:.40}")
+        raise ForbiddenError(f"the encoding {encoding!r:.40}")
     return text.encode("latin1")
 
 

@@ -21,21 +21,20 @@ Axis letters: n poses, m gaze samples, T frames, H W pixels.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from pretrain.clips.schema import Clip
 from pretrain.clips.skipping import Skipped
+from pretrain.clips.sources.images import read_image
 from pretrain.clips.sources.options import SourceOptions
 from pretrain.clips.sources.request import make_key
-from pretrain.clips.sources.resample import RecordingError, centre_square, resample_gaze, resample_poses
+from pretrain.clips.sources.resample import RecordingError, Square, centre_square, resample_gaze, resample_poses
 from pretrain.clips.video import (
     FRAMES_MISSING,
     TIME_OUTSIDE,
-    VIDEO_MISSING,
     VIDEO_UNDECODABLE,
     VideoError,
     read_timed_frames,
@@ -111,13 +110,26 @@ class ImageFrames:
             raise VideoError(
                 self.paths[0].parent, reason, f"{time_s:.3f} s is wanted, the image before it is of {before_s:.3f} s"
             )
-        images = [_read_image(self.paths[index]) for index in chosen]
+        images = [read_image(self.paths[index]) for index in chosen]
         if len({image.shape for image in images}) > 1:
             raise VideoError(self.paths[chosen[0]], VIDEO_UNDECODABLE, "the images of one clip differ in size")
         return np.stack(images), stamps_s
 
 
-FrameSource = VideoFrames | ImageFrames
+class FrameSource(Protocol):
+    """What a recording asks of its frames: ``VideoFrames``, ``ImageFrames``, or one that changes what another reads. Picklable."""
+
+    def read(
+        self, times_s: Float64[np.ndarray, " T"], max_gap_s: float
+    ) -> tuple[UInt8[np.ndarray, "T H W 3"], Float64[np.ndarray, " T"]]:
+        """The frames shown at some sorted times of the recording, as stored, and the times at which they were taken.
+
+        Raises:
+            VideoError: with the reason, which is counted.
+        """
+        ...
+
+
 # Metric depth in metres nearest to a time of the recording, 0 = unknown, as stored (not turned), registered to the frames; it may
 # have another resolution. Must be picklable. May raise RecordingError or OSError: then the clip has no depth.
 DepthAt = Callable[[float], Float32[np.ndarray, "H W"]]
@@ -301,7 +313,7 @@ def cut_clip(recording: Recording, index: int, options: CutOptions) -> Clip | Sk
             dropped["gaze"] = error.reason
     if recording.depth is not None:
         try:
-            modalities["depth"] = _read_depth(recording, stamps_s, square.relative(), size)
+            modalities["depth"] = _read_depth(recording, stamps_s, square, size)
         except (RecordingError, OSError) as error:
             dropped["depth"] = error.reason if isinstance(error, RecordingError) else DEPTH_UNREADABLE
     meta = {**recording.meta, "recording": recording.name, "start_s": round(zero_s - recording.start_s, 6)}
@@ -376,28 +388,13 @@ def _skipped(recording: Recording, key: str, reason: str, detail: str) -> Skippe
 
 
 def _read_depth(
-    recording: Recording, times_s: Float64[np.ndarray, " T"], relative: tuple[float, float, float, float], size: int
+    recording: Recording, times_s: Float64[np.ndarray, " T"], square: Square, size: int
 ) -> Float32[np.ndarray, "T S S"]:
-    """Depth of the square at the times of the frames, by the nearest pixel: a mean across an edge would lie where nothing is."""
+    """Depth of the square at the times of the frames."""
     assert recording.depth is not None
-    left, top, width, height = relative
-    maps = []
-    for time_s in times_s.tolist():
-        depth = np.rot90(recording.depth(time_s), recording.rotate_quarter_turns)
-        rows = (top + (np.arange(size) + 0.5) / size * height) * depth.shape[0]
-        columns = (left + (np.arange(size) + 0.5) / size * width) * depth.shape[1]
-        maps.append(depth[np.ix_(rows.astype(np.int64), columns.astype(np.int64))])
-    depth = np.stack(maps).astype(np.float32)
+    maps = [np.rot90(recording.depth(time_s), recording.rotate_quarter_turns) for time_s in times_s.tolist()]
+    depth = np.stack([square.sample_map(one, size) for one in maps]).astype(np.float32)
     depth = np.where(np.isfinite(depth) & (depth > 0), depth, np.float32(0))
     if not depth.any():
         raise RecordingError(DEPTH_UNREADABLE, "no pixel of the clip has a depth")
     return depth
-
-
-def _read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    if not path.is_file():
-        raise VideoError(path, VIDEO_MISSING, f"{path.name}: no such image")
-    image = cv2.imread(str(path), cv2.IMREAD_COLOR)
-    if image is None:
-        raise VideoError(path, VIDEO_UNDECODABLE, f"{path.name}: not a whole image")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)

@@ -80,6 +80,15 @@ def is_rigid(poses: Float64[np.ndarray, "n 4 4"]) -> Bool[np.ndarray, " n"]:
     return (error <= _RIGID_TOLERANCE) & (last_row <= 1e-6) & (np.linalg.det(rotation) > 0)
 
 
+def inverse_poses(poses: Float64[np.ndarray, "n 4 4"]) -> Float64[np.ndarray, "n 4 4"]:
+    """``world_from_camera`` of ``camera_from_world`` and the reverse; NaN where there is no inverse."""
+    inverted = np.full_like(poses, np.nan)
+    usable = np.isfinite(poses).all((1, 2))
+    usable[usable] = np.abs(np.linalg.det(poses[usable])) > 1e-9
+    inverted[usable] = np.linalg.inv(poses[usable])
+    return inverted
+
+
 def resample_gaze(
     times_s: Float64[np.ndarray, " m"],
     points: Float32[np.ndarray, "m 2"],
@@ -125,9 +134,13 @@ class Square:
         moved = matrix - np.asarray([[0, 0, self.left], [0, 0, self.top], [0, 0, 0]])
         return np.diag([size / self.side, size / self.side, 1.0]) @ moved
 
-    def relative(self) -> tuple[float, float, float, float]:
-        """Left, top, width and height as parts of the picture's, for maps of another resolution."""
-        return self.left / self.width, self.top / self.height, self.side / self.width, self.side / self.height
+    def sample_map(self, map_: Float32[np.ndarray, "h w"], size: int) -> Float32[np.ndarray, "S S"]:
+        """The square of a map that covers the picture at any resolution, by the nearest of its pixels: a mean across an edge would
+        be a depth where nothing is."""
+        steps = (np.arange(size) + 0.5) * (self.side / size)
+        rows = ((self.top + steps) * (map_.shape[0] / self.height)).astype(np.int64)
+        columns = ((self.left + steps) * (map_.shape[1] / self.width)).astype(np.int64)
+        return map_[np.ix_(rows, columns)]
 
 
 def centre_square(height: int, width: int, side: int = 0) -> Square:
