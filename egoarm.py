@@ -46,6 +46,8 @@ COMMANDS: dict[str, Command] = {
     "pretrain ablation": Command("pretrain_ablation", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "one change at a time of EgoDTM's recipe, trained and measured"),
     "pretrain egom2p": Command("pretrain_egom2p", "pretrain.egom2p.train:EgoM2PTrainConfig", "pretrain.egom2p.train:run", "pretrain EgoM2P on token stores"),
     "predict": Command("predict", "pretrain.egom2p.predict:PredictConfig", "pretrain.egom2p.predict:run", "any modalities of a clip from any others, by EgoM2P"),
+    "tokenize train": Command("tokenize_train", "pretrain.egom2p.tokenizers.train:TokenizerTrainConfig", "pretrain.egom2p.tokenizers.train:run", "train a tokenizer of one of EgoM2P's modalities on a clip store"),
+    "tokenize store": Command("tokenize_store", "pretrain.egom2p.tokenizers.store:TokenStoreConfig", "pretrain.egom2p.tokenizers.store:run", "turn a clip store into tokens"),
     "demos": Command("demos", "policies.demos.collect:DemosConfig", "policies.demos.collect:run", "collect demonstrations with a scripted expert"),
     "train": Command("train", "policies.train:TrainConfig", "policies.train:run", "train a policy by imitation on an encoder's features"),
     "eval": Command("eval", "eval_robot.rollout:EvalConfig", "eval_robot.rollout:run", "success rate of a policy, with its interval"),
