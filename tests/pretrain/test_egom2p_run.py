@@ -1,0 +1,313 @@
+"""`egoarm pretrain egom2p` and `egoarm predict` end to end on a small made-up store, with the tokenizers untrained."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from egoarm import main
+from pretrain.artifact import load_artifact, sha256_file
+from pretrain.batches import BatchPlan
+from pretrain.checkpoints import read_metrics
+from pretrain.clips.build import build_store
+from pretrain.clips.schema import Clip
+from pretrain.clips.store import open_store
+from pretrain.egom2p.bundle import load_egom2p
+from pretrain.egom2p.data import LoadTokens, target_counts, unpack
+from pretrain.egom2p.generate import Target
+from pretrain.egom2p.masking import MaskingConfig
+from pretrain.egom2p.model import EgoM2PConfig
+from pretrain.egom2p.predict import Predictor
+from pretrain.egom2p.tokenizers.fsq_video import FsqVideoConfig, FsqVideoTokenizer
+from pretrain.egom2p.tokenizers.store import TokenStoreConfig
+from pretrain.egom2p.tokenizers.store import run as run_store
+from pretrain.egom2p.tokenizers.tokenizer import save_tokenizer
+from pretrain.egom2p.tokenizers.vq_sequence import VqSequenceConfig, VqSequenceTokenizer
+from pretrain.egom2p.tokens import open_tokens
+from pretrain.egom2p.train import EgoM2PTrainConfig, run
+from pretrain.encoder import load_encoder
+from pretrain.loop import TrainerConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZE, CLIPS, STEPS = 16, 20, 30
+
+
+def made_clip(index: int) -> Clip:
+    """A square on a slope; clip 2 has no gaze, clip 3 no depth."""
+    random = np.random.default_rng(index)
+    rgb = np.full((16, SIZE, SIZE, 3), 60, np.uint8)
+    left = (np.arange(16) // 2 + index) % (SIZE - 5)
+    for frame in range(16):
+        rgb[frame, 5:10, left[frame] : left[frame] + 5] = 200
+    depth = np.broadcast_to(np.linspace(2, 1, SIZE, dtype=np.float32)[:, None], (16, SIZE, SIZE)).copy()
+    poses = np.tile(np.eye(4), (60, 1, 1))
+    poses[:, :3, 3] = np.cumsum(random.normal(0, 0.01, (60, 3)), axis=0)
+    gaze = np.stack([np.repeat(left, 4)[:60] + 2.5, np.full(60, 7.5)], axis=1).astype(np.float32)
+    return Clip(
+        key=f"made-{index:02d}",
+        rgb=rgb,
+        rgb_times_s=np.arange(16) / 8,
+        depth=None if index == 3 else depth,
+        world_from_camera=poses,
+        gaze=None if index == 2 else gaze,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """clips/, tokenizers/{video,gaze,camera}, tokens/."""
+    place = tmp_path_factory.mktemp("egom2p")
+    build_store(
+        place / "clips",
+        made_clip,
+        kind="test",
+        seed=0,
+        settings={},
+        versions={},
+        n_clips=CLIPS,
+        clips_per_shard=8,
+        workers=1,
+    )
+    torch.manual_seed(0)
+    video = FsqVideoTokenizer(FsqVideoConfig.of_size("nano", frames=16, image_size=SIZE), name="video")
+    save_tokenizer(place / "tokenizers/video", video)
+    for name in ("gaze", "camera"):
+        tokenizer = VqSequenceTokenizer(VqSequenceConfig.for_modality(name, "nano"), name=name, modalities=(name,))
+        save_tokenizer(place / "tokenizers" / name, tokenizer)
+    run_store(
+        TokenStoreConfig(
+            data=str(place / "clips"),
+            out=str(place / "tokens"),
+            tokenizers=tuple(str(place / "tokenizers" / name) for name in ("video", "gaze", "camera")),
+            clips_per_shard=8,
+            threads=1,
+        )
+    )
+    return place
+
+
+def config_for(place: Path, out: Path, **changes: object) -> EgoM2PTrainConfig:
+    trainer = {"steps": STEPS, "batch_size": 4, "warmup_steps": 3, "threads": 1, "checkpoint_every": 4, "log_every": 1}
+    values: dict[str, object] = {
+        "tokens": (str(place / "tokens"),),
+        "tokenizers": tuple(str(place / "tokenizers" / name) for name in ("camera", "video", "gaze")),
+        "out": str(out),
+        "size": "nano",
+        "masking": MaskingConfig(input_tokens=24, target_tokens=24),
+        "trainer": TrainerConfig(accelerator="cpu", learning_rate=3e-3, beta2=0.95, **trainer),  # pyright: ignore
+    }
+    return EgoM2PTrainConfig(**{**values, **changes})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> EgoM2PTrainConfig:
+    config = config_for(place, place / "run")
+    run(config)
+    return config
+
+
+def test_the_run_ends_with_a_model_its_tokenizers_and_an_encoder(
+    finished: EgoM2PTrainConfig, place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = load_egom2p(finished.out)
+    assert set(bundle.tokenizers) == {"rgb", "depth", "gaze", "camera"} == set(bundle.model.config.names)
+    assert load_egom2p(Path(finished.out) / "model").sha256 == bundle.sha256
+    assert bundle.provenance["step"] == STEPS
+    assert bundle.provenance["data"]["tokens 0"] == open_tokens(place / "tokens").manifest_sha256
+    report = json.loads((Path(finished.out) / "validation.json").read_text())
+    assert all(figures["tokens"] > 0 and figures["loss"] > 0 for figures in report.values())
+    run(finished)
+    assert "already finished" in capsys.readouterr().out
+
+
+def test_training_lowers_the_loss_of_every_modality(finished: EgoM2PTrainConfig) -> None:
+    rows = read_metrics(Path(finished.out) / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    for name in ("rgb", "depth", "gaze", "camera"):
+        series = [row[name] for row in rows if name in row]
+        assert np.mean(series[-6:]) < np.mean(series[:6]), name
+
+
+def test_egom2p_killed_at_any_moment_ends_with_the_same_weights(
+    finished: EgoM2PTrainConfig, place: Path, tmp_path: Path
+) -> None:
+    config = config_for(place, tmp_path / "killed")
+    words = [
+        f"tokens=[{place / 'tokens'}]",
+        f"tokenizers=[{','.join(config.tokenizers)}]",
+        f"out={config.out}",
+        "size=nano",
+        "masking.input_tokens=24",
+        "masking.target_tokens=24",
+        *(f"trainer.{key}={value}" for key, value in vars(config.trainer).items()),
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "egoarm.py"), "pretrain", "egom2p", *words],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    metrics, deadline = Path(config.out) / "metrics.jsonl", time.monotonic() + 200
+    while len(read_metrics(metrics)) < 10:
+        assert process.poll() is None and time.monotonic() < deadline, "it should be killed while it trains"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    run(config)
+    for name in ("model", "encoder"):
+        files = [Path(out) / name / "model.safetensors" for out in (config.out, finished.out)]
+        assert sha256_file(files[0]) == sha256_file(files[1])
+
+
+def test_the_encoder_reads_what_the_model_reads(finished: EgoM2PTrainConfig) -> None:
+    """Its tokens are the model's encoder features of the clip's first steps of rgb tokens."""
+    encoder = load_encoder(Path(finished.out) / "encoder")
+    assert encoder.spec.frames == 5 and encoder.spec.grid == (2, 2, 2) and encoder.spec.fps == 8.0
+    bundle = load_egom2p(finished.out)
+    clip = open_store(Path(finished.tokens[0]).parent / "clips").read(5)
+    assert clip.rgb is not None
+    predictor = Predictor(bundle)
+    tokens = predictor.encode([clip], ["rgb"])["rgb"][:, : encoder.spec.tokens]
+    from pretrain.egom2p.model import TokenSet
+
+    part = TokenSet.of(bundle.model.config, "rgb", tokens, torch.arange(encoder.spec.tokens)[None])
+    with torch.inference_mode():
+        seen = encoder(encoder.preprocess(torch.from_numpy(clip.rgb[None, :5])))
+        expected = bundle.model.features(part)
+    torch.testing.assert_close(seen.tokens, expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen.pooled, expected.mean(1), atol=1e-5, rtol=1e-5)
+
+
+def test_prediction_has_physical_units(finished: EgoM2PTrainConfig, place: Path) -> None:
+    store = open_store(place / "clips")
+    clips = [store.read(index) for index in (4, 5)]
+    predictor = Predictor(load_egom2p(finished.out))
+    targets = [Target(modality=name, steps=2) for name in ("depth", "gaze", "camera")]
+    results = predictor.predict(clips, given=["rgb"], targets=targets, seed=3)
+    for result in results:
+        assert result["depth"].shape == (16, SIZE, SIZE) and 0 <= result["depth"].min() <= result["depth"].max() <= 1
+        assert result["gaze"].shape == (60, 2) and np.isfinite(result["gaze"]).all()
+        assert result["camera"].shape == (60, 4, 4)
+        np.testing.assert_allclose(result["camera"][0], np.eye(4), atol=1e-5)
+    again = predictor.predict(clips[1:], given=["rgb"], targets=targets, seed=4)
+    np.testing.assert_allclose(again[0]["camera"], results[1]["camera"], atol=1e-4)
+
+
+def test_predict_command_writes_arrays_a_picture_and_a_video(
+    finished: EgoM2PTrainConfig, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"checkpoint={finished.out}", f"clip={place / 'clips'}:6", "given=[depth]", "want=[rgb,gaze,camera]"]
+    assert main(["predict", *words, f"out={tmp_path / 'out'}", "steps=2"]) == 0
+    made = tmp_path / "out/made-06"
+    with np.load(made / "prediction.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {"rgb", "gaze", "camera"} and arrays["rgb"].dtype == np.uint8
+    assert (made / "picture.png").stat().st_size > 5000 and (made / "video.mp4").stat().st_size > 1000
+    record = json.loads((tmp_path / "out/prediction.json").read_text())
+    assert record["clips"] == ["made-06"] and record["settings"]["want"] == ["rgb", "gaze", "camera"]
+    assert str(made) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["given=[sound]"], "unknown modality 'sound'"),
+        (["given=[rgb]", "want=[rgb]"], "given already"),
+        (["given=[hands]", "want=[rgb]"], "not a modality of this model"),
+        (["given=[rgb]", "want=[hands]"], "not a modality of this model"),
+        (["clip={place}/clips:99"], "clips 0 to 19"),
+        (["clip={place}/clips:2", "given=[gaze]", "want=[rgb]"], "no gaze"),
+        (["steps=99", "want=[camera]"], "steps"),
+        (["checkpoint={place}/clips"], "no EgoM2P model"),
+    ],
+)
+def test_predict_refuses_what_makes_no_sense(
+    finished: EgoM2PTrainConfig,
+    place: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    said: str,
+) -> None:
+    plain = [f"checkpoint={finished.out}", f"clip={place / 'clips'}:4", f"out={tmp_path}"]
+    given = {word.partition("=")[0] for word in words}
+    words = [w for w in plain if w.partition("=")[0] not in given] + [w.format(place=place) for w in words]
+    assert main(["predict", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_another_tokenizer_beside_the_model_is_refused(finished: EgoM2PTrainConfig, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(finished.out, tmp_path / "run")
+    torch.manual_seed(9)
+    other = VqSequenceTokenizer(VqSequenceConfig.for_modality("gaze", "nano"), name="gaze", modalities=("gaze",))
+    save_tokenizer(tmp_path / "run/tokenizers/gaze", other)
+    with pytest.raises(ValueError, match="not one that"):
+        load_egom2p(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run/tokenizers/gaze")
+    with pytest.raises(ValueError, match="no tokenizer for gaze"):
+        load_egom2p(tmp_path / "run")
+
+
+def test_other_tokenizers_than_made_the_store_are_refused(place: Path, tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    other = VqSequenceTokenizer(VqSequenceConfig.for_modality("gaze", "nano"), name="gaze", modalities=("gaze",))
+    save_tokenizer(tmp_path / "gaze", other)
+    wrong = (*(str(place / "tokenizers" / name) for name in ("camera", "video")), str(tmp_path / "gaze"))
+    with pytest.raises(ValueError, match="gaze"):
+        run(config_for(place, tmp_path / "out", tokenizers=wrong))
+    with pytest.raises(ValueError, match="hands"):
+        run(config_for(place, tmp_path / "out", modalities=("rgb", "hands")))
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+@pytest.fixture(scope="module")
+def load(place: Path) -> LoadTokens:
+    store = open_tokens(place / "tokens")
+    config = EgoM2PConfig.of_size("nano", store.grids)
+    return LoadTokens([store, store], config, MaskingConfig(input_tokens=30, target_tokens=20))
+
+
+def test_batches_hold_the_tokens_of_their_clips(load: LoadTokens, place: Path) -> None:
+    store = open_tokens(place / "tokens")
+    assert len(load) == 2 * CLIPS
+    ids = [(3, 11), (CLIPS + 2, 12), (7, 13)]
+    batch = load(ids)
+    assert unpack(batch, "target").count <= 20
+    for row, (index, _) in enumerate(ids):
+        clip = store.read(index % CLIPS)
+        seen: set[tuple[str, int]] = set()
+        for prefix in ("input", "target"):
+            valid = batch[f"{prefix}_valid"][row]
+            slots = (batch[f"{prefix}_{field}"][row][valid].tolist() for field in ("ids", "modality", "position"))
+            for token, kind, position in zip(*slots, strict=True):
+                name = load.config.names[kind]
+                assert clip[name][position] == token
+                assert (name, position) not in seen, "given and asked for, or twice"
+                seen.add((name, position))
+        assert len(seen) == min(50, sum(map(len, clip.values())))
+    counts = target_counts(batch, load.config)
+    assert sum(counts.values()) == 60
+
+
+def test_a_batch_is_a_function_of_its_ids(load: LoadTokens) -> None:
+    plan = BatchPlan(indices=tuple(range(CLIPS)), batch_size=4, seed=5)
+    one, two = load(plan.at(3)), load(plan.at(3))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not torch.equal(one["input_ids"], load(plan.at(4))["input_ids"])
+
+
+def test_clips_that_lack_a_modality_are_named_in_no_batch(place: Path) -> None:
+    store = open_tokens(place / "tokens")
+    assert "gaze" not in store.read(2) and "depth" not in store.read(3)
+    artifact = load_artifact(place / "tokenizers/gaze")
+    assert store.tokenizers["gaze"] == artifact.sha256
