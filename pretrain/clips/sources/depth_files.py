@@ -13,6 +13,9 @@ from pretrain.clips.sources.recording import DEPTH_UNREADABLE
 from pretrain.clips.sources.resample import RecordingError
 from pretrain.clips.video import VideoError, read_gray16
 
+# Timestamps are rounded to milliseconds at worst: to less than so much of a frame.
+_ROUNDING = 0.05
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DepthImages:
@@ -57,8 +60,8 @@ class DepthVideo:
     units_per_m: float
 
     def __call__(self, time_s: float) -> Float32[np.ndarray, "H W"]:
-        # Times are those of frames, so the nearest number; and the middle of the time for which it is shown.
-        middle_s = (round(time_s * self.hz) + 0.5) / self.stated_hz
+        # Times are those of frames, but for the rounding of timestamps; and the middle of the time for which it is shown.
+        middle_s = (int(time_s * self.hz + _ROUNDING) + 0.5) / self.stated_hz
         try:
             (depth,) = read_gray16(self.path, [middle_s])
         except VideoError as error:
