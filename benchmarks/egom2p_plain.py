@@ -13,6 +13,7 @@ not), so the default does.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +34,13 @@ class Slots:
     is_target: Tensor
 
 
+class Plain(NamedTuple):
+    """modality -> its tokens, and how far each draw was from another token (see `Draw`), [1, N]."""
+
+    tokens: dict[str, Tensor]
+    slack: dict[str, Tensor]
+
+
 @torch.no_grad()
 def plain_generate(
     model: EgoM2P,
@@ -41,7 +49,7 @@ def plain_generate(
     *,
     seed: int = 0,
     encode_padding: bool = False,
-) -> dict[str, Tensor]:
+) -> Plain:
     """As `pretrain.egom2p.generate.generate` in exact mode, of one clip."""
     random = ClipRandom([seed])
     slots = {
@@ -54,10 +62,11 @@ def plain_generate(
             ids, torch.zeros_like(ids, dtype=torch.bool), torch.ones_like(ids, dtype=torch.bool)
         )
     condition = list(given)
+    slack = {}
     for target in targets:
-        _write(model, slots, condition, target, random, encode_padding)
+        slack[target.modality] = _write(model, slots, condition, target, random, encode_padding)
         condition.append(target.modality)
-    return {target.modality: slots[target.modality].ids for target in targets}
+    return Plain({name: slots[name].ids for name in slack}, slack)
 
 
 def _write(
@@ -67,12 +76,13 @@ def _write(
     target: Target,
     random: ClipRandom,
     encode_padding: bool,
-) -> None:
+) -> Tensor:
     own = slots[target.modality]
     tokens = own.ids.shape[1]
     counts = _counts(target, tokens)
     order = random.order(tokens)[0] if target.scheme == "roar" else None
     written = 0
+    all_slack = torch.zeros(1, tokens, dtype=torch.float64)
     for step, count in enumerate(counts):
         if not count:
             continue
@@ -87,14 +97,16 @@ def _write(
             logits = free + (logits - free) * target.guidance
         temperature = _temperature(target, counts, step)
         uniforms = random.uniforms(len(places))[0]
-        ids, doubt = plain_draw(logits, uniforms, temperature, target.top_k, target.top_p)
+        ids, odds, slack = plain_draw(logits, uniforms, temperature, target.top_k, target.top_p)
         if order is None:
-            kept = doubt.sort(stable=True).indices[:count]
-            places, ids = places[kept], ids[kept]
+            kept = odds.sort(stable=True).indices[:count]
+            places, ids, slack = places[kept], ids[kept], slack[kept]
         own.ids[0, places] = ids
         own.is_input[0, places] = True
         own.is_target[0, places] = False
+        all_slack[0, places] = slack
         written += count
+    return all_slack
 
 
 # ---------------------------------------------------------------------------------------------------------- schedules
@@ -183,7 +195,7 @@ def _swiglu(mlp: torch.nn.Module, x: Tensor) -> Tensor:
 
 def _attention(attention: torch.nn.Module, x: Tensor, memory: Tensor, is_padding: Tensor | None) -> Tensor:
     """Softmax of all the scores. Over nothing, or padding alone, it reads zeros."""
-    heads, width = attention.heads, x.shape[-1]
+    heads, width = int(attention.heads), x.shape[-1]  # pyright: ignore[reportArgumentType]
 
     def split(y: Tensor) -> Tensor:
         return y.reshape(1, y.shape[1], heads, width // heads).transpose(1, 2)
@@ -203,15 +215,25 @@ def _attention(attention: torch.nn.Module, x: Tensor, memory: Tensor, is_padding
 # ----------------------------------------------------------------------------------------------------------- sampling
 
 
-def plain_draw(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float) -> tuple[Tensor, Tensor]:
-    """(ids, odds against them) [n] of logits [n, V], by a full sort; equal logits: the lower id comes first.
+class Draw(NamedTuple):
+    """Of each row [n]: the token drawn; the odds against it; `slack`: how near the uniform number came to drawing another
+    one, as a share of the total weight."""
+
+    ids: Tensor
+    odds: Tensor
+    slack: Tensor
+
+
+def plain_draw(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int, top_p: float) -> Draw:
+    """Of logits [n, V], by a full sort; equal logits: the lower id comes first.
 
     top-k, top-p with its sort back, and the softmax of what is left are the authors'. They then call multinomial; here the
     uniform number is inverted through the weights in sorted order, in float64.
     """
     if temperature < 1e-10:
         ordered, order = logits.sort(dim=1, descending=True, stable=True)
-        return order[:, 0], (ordered[:, 1] - ordered[:, 0]).double()
+        lead = (ordered[:, 0] - ordered[:, 1]).double()
+        return Draw(order[:, 0], -lead, lead)
     if top_k:
         least = logits.topk(min(top_k, logits.shape[1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, -math.inf)
@@ -224,14 +246,18 @@ def plain_draw(logits: Tensor, uniforms: Tensor, temperature: float, top_k: int,
         ordered = ordered.masked_fill(is_dropped, -math.inf)
     probabilities = (logits / temperature).softmax(dim=1)
     assert bool(probabilities.isfinite().all())
-    ids, odds = [], []
+    parts = []
     # A few rows at a time, so that float64, which the authors do not use, does not count in the peak of memory.
     for row, rank, uniform in zip(ordered.split(16), order.split(16), uniforms.split(16), strict=True):
         weights = ((row.double() - row[:, :1].double()) / temperature).exp()
         sums = weights.cumsum(1)
+        goal = uniform[:, None] * sums[:, -1:]
         last = row.isfinite().sum(1) - 1
-        drawn = torch.minimum((sums <= (uniform[:, None] * sums[:, -1:])).sum(1), last)[:, None]
+        drawn = torch.minimum((sums <= goal).sum(1), last)[:, None]
+        weight, upper = weights.gather(1, drawn), sums.gather(1, drawn)
         others = weights.scatter(1, drawn, 0.0).cumsum(1)[:, -1]
-        ids.append(rank.gather(1, drawn)[:, 0])
-        odds.append(others / weights.gather(1, drawn)[:, 0])
-    return torch.cat(ids), torch.cat(odds)
+        slack = torch.minimum(upper - goal, goal - (upper - weight)) / sums[:, -1:]
+        # The first token has no other below it, the last none above it.
+        slack = torch.where(drawn == 0, (upper - goal) / sums[:, -1:], slack)
+        parts.append(Draw(rank.gather(1, drawn)[:, 0], others / weight[:, 0], slack[:, 0]))
+    return Draw(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -76,7 +76,7 @@ def test_exact_mode_is_the_authors_schedule(model: EgoM2P, case: str) -> None:
     batched = generate(model, given, targets, seed=[5, 9, 2])
     for clip, seed in enumerate((5, 9, 2)):
         alone = {name: ids[clip : clip + 1] for name, ids in given.items()}
-        plain = plain_generate(model, alone, targets, seed=seed)
+        plain = plain_generate(model, alone, targets, seed=seed).tokens
         ours = generate(model, alone, targets, seed=seed)
         assert set(plain) == set(ours) == set(batched) == {target.modality for target in targets}
         for name in plain:
@@ -87,8 +87,8 @@ def test_exact_mode_is_the_authors_schedule(model: EgoM2P, case: str) -> None:
 def test_the_authors_padding_changes_nothing(model: EgoM2P) -> None:
     names, targets = CASES["chained"]
     given = tokens(names, 1)
-    plain = plain_generate(model, given, targets)
-    padded = plain_generate(model, given, targets, encode_padding=True)
+    plain = plain_generate(model, given, targets).tokens
+    padded = plain_generate(model, given, targets, encode_padding=True).tokens
     assert all(torch.equal(plain[name], padded[name]) for name in plain)
 
 
@@ -130,7 +130,7 @@ def test_a_finished_target_conditions_the_next(model: EgoM2P) -> None:
     given = tokens(["rgb"], 1)
     chained = generate(model, given, warm, seed=3)
     # The same random numbers are left after another number of draws only by drawing them, so compare through the plain one.
-    assert torch.equal(plain_generate(model, given, warm, seed=3)["gaze"], chained["gaze"])
+    assert torch.equal(plain_generate(model, given, warm, seed=3).tokens["gaze"], chained["gaze"])
     greedy = [dataclasses.replace(target, temperature=0.0) for target in warm]
     with_depth = {**given, **tokens(["depth"], 1, seed=5)}
     assert not torch.equal(

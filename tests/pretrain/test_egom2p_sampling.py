@@ -27,7 +27,7 @@ def test_equals_the_full_sort(heads: tuple[int, ...], spread: float, temperature
     for top_p in (0.0, 0.05, 0.8):
         for top_k in (0, 1, 40):
             # In float64, for the authors' float32 sums decide the edge of top-p by their rounding.
-            expected, odds = plain_draw(logits.double(), uniforms, temperature, top_k, top_p)
+            expected, odds, _ = plain_draw(logits.double(), uniforms, temperature, top_k, top_p)
             drawn, doubt = draw_tokens(
                 logits, uniforms, Filter(temperature=temperature, top_p=top_p, top_k=top_k), with_doubt=True
             )
@@ -48,7 +48,7 @@ def test_ties_go_to_the_lower_id(
 ) -> None:
     """Logits of few values tie everywhere: within the head, at its end, at the k-th, at the edge of top-p."""
     logits, uniforms = torch.tensor([values]), torch.tensor([uniform], dtype=torch.float64)
-    expected, odds = plain_draw(logits.double(), uniforms, temperature, top_k, top_p)
+    expected, odds, _ = plain_draw(logits.double(), uniforms, temperature, top_k, top_p)
     before = sampling.HEADS
     try:
         for heads in ((), (1,), (4,), (2, 7)):
