@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Float32, Float64
 
 from pretrain.clips.dataset import normalise_inverse_depth
+from pretrain.downstream.depth_errors import ERRORS, aligned_errors, depth_errors
 from pretrain.downstream.ek100_cls import FOLDS, folds_of
 from pretrain.downstream.features import Extractor
 from pretrain.downstream.results import Metric
@@ -36,9 +37,6 @@ from pretrain.downstream.task import Outcome, Task, counted
 MAP_SIZE = 28
 INVERSE_FLOOR = 0.1
 LAMBDAS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5, 1e6, 1e7)
-# Aligned inverse depth below this (20 m) is held at it: a prediction may cross zero.
-_LEAST_INVERSE = 0.05
-ERRORS = ("AbsRel", "RMSE", "delta1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,24 +214,6 @@ def _decoded(extractor: Extractor, tokens: np.ndarray, batch: int = 16) -> Float
 # ---------------------------------------------------------------------------------------------------------------- errors
 
 
-def depth_errors(predicted: Float[np.ndarray, " P"], target: Float[np.ndarray, " P"]) -> tuple[float, float, float]:
-    """AbsRel = mean |p - t| / t, RMSE = sqrt mean (p - t)^2, delta1 = share with max(p / t, t / p) < 1.25, over pixels whose
-    target is above 0. A prediction of 0 or less is never within delta1."""
-    difference = predicted - target
-    # t / p < 1.25 is p > 0.8 t, which needs no division by a prediction near 0.
-    within = (predicted < 1.25 * target) & (1.25 * predicted > target)
-    return float(np.mean(np.abs(difference) / target)), float(np.sqrt(np.mean(difference**2))), float(within.mean())
-
-
-def align(predicted: Float[np.ndarray, " P"], target: Float[np.ndarray, " P"]) -> Float64[np.ndarray, " P"]:
-    """The prediction with the scale and shift that fit the target best in least squares. A constant prediction gets the mean
-    of the target."""
-    centred = predicted - predicted.mean()
-    spread = float(centred @ centred)
-    scale = float(centred @ (target - target.mean())) / spread if spread > 1e-12 * len(predicted) else 0.0
-    return scale * centred + target.mean()
-
-
 def _over_clips(predicted: np.ndarray, score, targets: Targets) -> np.ndarray:
     return np.array([score(predicted[clip], clip) for clip in range(len(targets.valid))])
 
@@ -274,9 +254,7 @@ def _metric_metrics(name: str, predicted: np.ndarray, mean: np.ndarray, targets:
 def _aligned_metrics(name: str, predicted: np.ndarray, mean: np.ndarray, targets: Targets) -> list[Metric]:
     def score(maps: np.ndarray, clip: int) -> tuple[float, float, float]:
         valid = targets.valid[clip]
-        metres = targets.metres[clip][valid].astype(np.float64)
-        inverse = align(maps[valid], 1 / metres)
-        return depth_errors(1 / np.maximum(inverse, _LEAST_INVERSE), metres)
+        return aligned_errors(maps[valid], targets.metres[clip][valid])
 
     units = {"AbsRel": "", "RMSE": "m", "delta1": "%"}
     return _named(name, units, _over_clips(predicted, score, targets), _over_clips(mean, score, targets))

@@ -6,7 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 from sklearn.metrics import average_precision_score, ndcg_score, top_k_accuracy_score
 
-from pretrain.downstream import depth, ek100_mir, nlq
+from pretrain.downstream import depth, depth_errors, ek100_mir, nlq
 from pretrain.downstream.egomcq import choose
 from pretrain.downstream.ek100 import Action
 from pretrain.downstream.ek100_cls import folds_of, in_top, marginal
@@ -133,12 +133,12 @@ def test_depth_errors_are_those_of_torchmetrics_and_by_hand() -> None:
 
     random = np.random.default_rng(3)
     target, predicted = random.uniform(0.3, 3, 500), random.uniform(0.3, 3, 500)
-    absolute, rmse, within = depth.depth_errors(predicted, target)
+    absolute, rmse, within = depth_errors.depth_errors(predicted, target)
     p, t = torch.from_numpy(predicted), torch.from_numpy(target)
     assert absolute == pytest.approx(float(mean_absolute_percentage_error(p, t)))
     assert rmse == pytest.approx(float(mean_squared_error(p, t, squared=False)))
     assert within == pytest.approx(float((torch.maximum(p / t, t / p) < 1.25).double().mean()))
-    assert depth.depth_errors(np.array([2.0, 1.0, -1.0]), np.array([1.0, 1.0, 1.0])) == pytest.approx(
+    assert depth_errors.depth_errors(np.array([2.0, 1.0, -1.0]), np.array([1.0, 1.0, 1.0])) == pytest.approx(
         (1.0, np.sqrt(5 / 3), 1 / 3)
     )
 
@@ -147,9 +147,9 @@ def test_alignment_is_least_squares() -> None:
     random = np.random.default_rng(4)
     predicted, target = random.random(200), random.random(200)
     slope, shift = np.polyfit(predicted, target, 1)
-    np.testing.assert_allclose(depth.align(predicted, target), slope * predicted + shift)
-    np.testing.assert_allclose(depth.align(2 + 5 * target, target), target)
-    np.testing.assert_allclose(depth.align(np.ones(200), target), target.mean())
+    np.testing.assert_allclose(depth_errors.align(predicted, target), slope * predicted + shift)
+    np.testing.assert_allclose(depth_errors.align(2 + 5 * target, target), target)
+    np.testing.assert_allclose(depth_errors.align(np.ones(200), target), target.mean())
 
 
 def test_the_linear_head_finds_a_linear_depth_and_else_the_mean_map() -> None:
