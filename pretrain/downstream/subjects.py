@@ -1,5 +1,6 @@
-"""What is measured: an encoder, with its text tower and depth decoder where it has them, and what it was trained on."""
+"""What is measured: an encoder, with what else its model can do (texts, depth, any modality), and what it was trained on."""
 
+import dataclasses
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +16,15 @@ from pretrain.artifact import Artifact, load_artifact, load_tensors_strict, tens
 from pretrain.egodtm.model import EgoDTM, EgoDTMConfig
 from pretrain.egodtm.text import tokenize
 from pretrain.egodtm.train import ENCODER_DIRECTORY, MODEL_DIRECTORY, MODEL_KIND
+from pretrain.egom2p.bundle import MODEL_KIND as EGOM2P_KIND
+from pretrain.egom2p.bundle import load_egom2p
+from pretrain.egom2p.encoder import EgoM2PEncoder
+from pretrain.egom2p.predict import Predictor
 from pretrain.encoder import ENCODER_KIND, RANDOM_PREFIX, TIMM_PREFIX, VideoEncoder, load_encoder
 
 NEEDS_TEXT = "needs a text tower"
 NEEDS_DECODER = "needs a depth decoder"
+NEEDS_PREDICTOR = "needs EgoM2P"
 _TEXT_BATCH = 256
 
 
@@ -40,6 +46,7 @@ class Subject:
         name: as given on the command line.
         encoder: frozen, in evaluation mode; `model`'s own video tower where there is a model.
         model: the whole EgoDTM, for texts and depth; None for an encoder alone.
+        predictor: EgoM2P, which says any modality of a clip from any other; None for the others.
         training: None for weights that no recorded run has trained; an untrained twin keeps that of its trained one, so that
             both are measured on the same clips.
         fingerprint: of all that decides its features, the key of caches.
@@ -52,6 +59,7 @@ class Subject:
     training: Training | None
     fingerprint: str
     sha256: str
+    predictor: Predictor | None = None
 
     @property
     def has_text(self) -> bool:
@@ -157,10 +165,23 @@ def load_subject(given: str, *, name: str | None = None) -> Subject:
             seed = int((artifact.config.get("training") or {}).get("seed", 0))
             encoder = load_encoder(f"{RANDOM_PREFIX}{path}" if untrained else path, seed=seed)
             return _subject(name, encoder, None, _training_of(artifact))
+        if artifact.kind == EGOM2P_KIND:
+            return _egom2p_subject(name, path.parent, artifact, untrained)
         raise ValueError(
-            f"{path} is an artifact of kind {artifact.kind!r}: expected {ENCODER_KIND!r} or {MODEL_KIND!r}"
+            f"{path} is an artifact of kind {artifact.kind!r}: expected {ENCODER_KIND!r}, {MODEL_KIND!r} or {EGOM2P_KIND!r}"
         )
     return _subject(name, load_encoder(given), None, None)
+
+
+def _egom2p_subject(name: str, run: Path, artifact: Artifact, untrained: bool) -> Subject:
+    """EgoM2P with its encoder. Untrained: the transformer's weights at the run's seed, over the same tokenizers."""
+    bundle = load_egom2p(run, untrained=untrained)
+    encoder = EgoM2PEncoder.of(bundle.model, bundle.tokenizers["rgb"], name=artifact.name)
+    clips = artifact.provenance["data"].get("clips")
+    # All of the store counts as trained on: which of its clips were held out depends on what could be tokenized.
+    training = None if clips is None else Training(clips_sha256=str(clips), val_fraction=0.0, data="")
+    plain = _subject(name, encoder.renamed(artifact.name), None, training)
+    return dataclasses.replace(plain, predictor=Predictor(bundle), sha256=tensors_sha256(bundle.model.state_dict()))
 
 
 def _artifact_in(run: Path) -> Path:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pretrain.artifact import load_artifact, load_tensors_strict, save_artifact
 from pretrain.egom2p.model import EgoM2P, EgoM2PConfig
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
@@ -62,11 +64,12 @@ def save_egom2p(
     )
 
 
-def load_egom2p(path: str | Path) -> Bundle:
+def load_egom2p(path: str | Path, *, untrained: bool = False) -> Bundle:
     """The model and tokenizers of a run, in evaluation mode.
 
     Args:
         path: the directory of a run of `egoarm pretrain egom2p`, or its model/.
+        untrained: the transformer's weights that training started from, in place of those it ended with.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -83,8 +86,11 @@ def load_egom2p(path: str | Path) -> Bundle:
     artifact = load_artifact(path / MODEL_DIRECTORY)
     if artifact.kind != MODEL_KIND:
         raise ValueError(f"{path / MODEL_DIRECTORY} is an artifact of kind {artifact.kind!r}, expected {MODEL_KIND!r}")
-    model = EgoM2P(EgoM2PConfig.from_json(artifact.config["model"]))
-    load_tensors_strict(model, artifact.tensors, str(path / MODEL_DIRECTORY))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(artifact.config["training"]["seed"]))
+        model = EgoM2P(EgoM2PConfig.from_json(artifact.config["model"]))
+    if not untrained:
+        load_tensors_strict(model, artifact.tensors, str(path / MODEL_DIRECTORY))
     tokenizers: dict[str, Tokenizer] = {}
     trained_on = set(artifact.provenance["parents"].values())
     for directory in sorted((path / TOKENIZERS_DIRECTORY).glob("*/")):

@@ -262,9 +262,17 @@ def _save(
     provenance = make_provenance(
         seed=config.seed,
         parents={f"tokenizer {name}": tokenizer.spec.weights_sha256 for name, tokenizer in tokenizers.items()},
-        data={f"tokens {number}": store.manifest_sha256 for number, store in enumerate(stores)},
+        data=_data_of(stores),
         step=progress.step,
         wall_time_s=progress.wall_time_s,
     )
     training = _identity(config, stores)
     save_egom2p(Path(config.out), model, tokenizers, name=config.name, provenance=provenance, training=training)
+
+
+def _data_of(stores: Sequence[TokenStore]) -> dict[str, str]:
+    """What was trained on, by hash; the clips behind a single store too, so that a benchmark keeps off them."""
+    data = {f"tokens {number}": store.manifest_sha256 for number, store in enumerate(stores)}
+    if len(stores) == 1 and "clips_sha256" in stores[0].manifest:
+        data["clips"] = stores[0].manifest["clips_sha256"]
+    return data

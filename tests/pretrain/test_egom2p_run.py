@@ -311,3 +311,18 @@ def test_clips_that_lack_a_modality_are_named_in_no_batch(place: Path) -> None:
     assert "gaze" not in store.read(2) and "depth" not in store.read(3)
     artifact = load_artifact(place / "tokenizers/gaze")
     assert store.tokenizers["gaze"] == artifact.sha256
+
+
+def test_a_run_is_a_subject_of_the_probe(finished: EgoM2PTrainConfig, place: Path) -> None:
+    from pretrain.downstream.subjects import load_subject
+
+    trained, untrained = load_subject(finished.out), load_subject(f"random:{finished.out}")
+    assert trained.predictor is not None and untrained.predictor is not None
+    assert trained.sha256 != untrained.sha256 and trained.fingerprint != untrained.fingerprint
+    assert trained.encoder.spec.frames == 5 and not trained.has_text
+    assert trained.training is not None
+    assert trained.training.clips_sha256 == open_store(place / "clips").manifest_sha256
+    assert (
+        untrained.predictor.tokenizers["rgb"].spec.weights_sha256
+        == trained.predictor.tokenizers["rgb"].spec.weights_sha256
+    )
