@@ -184,7 +184,8 @@ class FsqVideoTokenizer(Tokenizer):
         """Weights to train from: latents of variance about 1, so that codes spread at once, and a near-gray video."""
         initialise(self)
         with torch.no_grad():
-            self.decoder.conv_out[0].conv3d.weight.mul_(0.1)
+            # A pixel is the sum of patch_size^3 coefficients.
+            self.decoder.conv_out[0].conv3d.weight.mul_(0.1 / self.shape.patch_size**1.5)
 
     # ---------------------------------------------------------------------------------------------------- the contract
 
