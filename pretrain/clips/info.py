@@ -164,8 +164,9 @@ def _print_texts(store: ClipStore, console: Console) -> None:
     if hands_all:
         left, right = hands_known / hands_all
         console.print(f"joints known of the left hand in {left:.1%}, of the right in {right:.1%} of their samples")
-    console.print("narrations:")
-    for narration in list(dict.fromkeys(narrations))[:5]:
+    told = [narration for narration in dict.fromkeys(narrations) if narration]
+    console.print("narrations:" if told else "narrations: none")
+    for narration in told[:5]:
         console.print(f"  {narration}", markup=False)
 
 
