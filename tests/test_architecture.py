@@ -31,6 +31,9 @@ def test_rooms_import_downwards_only() -> None:
         "pretrain.annotate.audit",
         "pretrain.downstream.probe",
         "pretrain.downstream.arms",
+        "pretrain.egom2p.train",
+        "pretrain.egom2p.predict",
+        "pretrain.egom2p.tokenizers.store",
     ],
 )
 def test_pretrain_imports_without_the_simulators(module: str) -> None:

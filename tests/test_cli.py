@@ -19,6 +19,8 @@ REQUIRED = {
     "annotate audit": ["store=x", "out=y"],
     "probe": ["encoder=x"],
     "pretrain": ["data=x", "out=y"],
+    "pretrain egom2p": ["tokens=[a]", "tokenizers=[b]", "out=y"],
+    "predict": ["checkpoint=x", "clip=y"],
     "tokenize train": ["modality=[gaze]", "data=x", "out=y"],
     "tokenize store": ["data=x", "tokenizers=[a]", "out=y"],
     "compare": ["a", "b"],
