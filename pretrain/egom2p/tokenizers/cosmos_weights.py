@@ -218,7 +218,13 @@ class CosmosJitTokenizer(Tokenizer):
         tokenizer = cls(config, len(contents[0]), len(contents[1]), name=name, modalities=modalities)
         tokenizer.encoder_file.copy_(contents[0])
         tokenizer.decoder_file.copy_(contents[1])
-        tokenizer.decode(tokenizer.encode(torch.zeros(1, *config.input_shape)))
+        try:
+            tokenizer.decode(tokenizer.encode(torch.zeros(1, *config.input_shape)))
+        except RuntimeError as error:
+            raise ValueError(
+                f"{ENCODER_FILE} and {DECODER_FILE} in {directory} do not run on a blank clip "
+                f"[1, {', '.join(map(str, config.input_shape))}]: {str(error).strip().splitlines()[-1]}"
+            ) from error
         return tokenizer.renamed(name).eval()
 
     def _half(self, name: str) -> torch.jit.ScriptModule:
