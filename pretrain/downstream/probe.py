@@ -16,12 +16,15 @@ import torch
 from pretrain.clips.store import open_store
 from pretrain.downstream.comparison import check_protocols, compare, load_results, print_table, save_results
 from pretrain.downstream.features import Extractor, UnreadableSegments
+from pretrain.downstream.four_tasks import BENCHMARK as FOUR_TASKS
+from pretrain.downstream.four_tasks_probe import run_four_tasks
 from pretrain.downstream.results import BenchmarkResult
 from pretrain.downstream.segments import Segment, VideoSource, is_store, open_videos
 from pretrain.downstream.subjects import NEEDS_TEXT, Subject, load_subject, unique_names
 from pretrain.downstream.synthetic_twin import TwinClips, held_out_clips
 from pretrain.downstream.table import BENCHMARKS, SYNTHETIC, Benchmark
 from pretrain.downstream.task import Task
+from pretrain.egom2p.generate import MODES
 from pretrain.provenance import make_provenance
 
 ALL_SYNTHETIC = "all-synthetic"
@@ -41,7 +44,7 @@ class ProbeConfig:
     Attributes:
         encoder: what to measure, one or several: the directory of a pretraining run (needed for texts), a model or encoder
             artifact, a name of the zoo, timm/<model>, or random: and any of these, the same network untrained.
-        benchmark: rows of BENCHMARKS, or "all-synthetic".
+        benchmark: rows of BENCHMARKS, or "all-synthetic"; or "four-tasks" alone, what EgoM2P predicts.
         data: a clip store (the benchmark's synthetic twin is made of its held-out clips), or the directory of official
             annotations; null = the store that the first run was trained on.
         videos: with official annotations: a directory of video files, or a clip store that was imported from them.
@@ -57,6 +60,7 @@ class ProbeConfig:
             encoders of the table take.
         tasks: tasks of Meta-World whose frames the benchmark "spatial" reads too.
         dense_features: also write the features of EgoNLQ's long videos, <out>/dense_features/<encoder>/<video>.npz.
+        mode: four-tasks: "exact" or "fast", see pretrain/egom2p/generate.py.
         batch_size, device, threads: of the encoding; threads 0 = torch's default.
     """
 
@@ -75,6 +79,7 @@ class ProbeConfig:
     frames: int | None = None
     tasks: tuple[str, ...] = ()
     dense_features: bool = False
+    mode: str = MODES[0]
     batch_size: int = 16
     device: str = "auto"
     threads: int = 0
@@ -86,7 +91,9 @@ class ProbeConfig:
             raise ValueError(f"names: {len(self.names)} given for {len(self.encoders)} encoders")
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"names: each must be another one, got {', '.join(self.names)}")
-        _ = self.benchmarks
+        _ = self.is_four_tasks or self.benchmarks
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode}: expected one of {', '.join(MODES)}")
         for name, least in (("clips", 0), ("batch_size", 1), ("threads", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: expected {least} or more")
@@ -104,6 +111,14 @@ class ProbeConfig:
         return _words(self.encoder)
 
     @property
+    def is_four_tasks(self) -> bool:
+        """Whether it is EgoM2P's predictions that are asked for, a measurement of its own."""
+        words = _words(self.benchmark)
+        if FOUR_TASKS in words and len(words) > 1:
+            raise ValueError(f"benchmark: {FOUR_TASKS} has other columns than the others: measure it alone")
+        return FOUR_TASKS in words
+
+    @property
     def benchmarks(self) -> tuple[str, ...]:
         """Rows of BENCHMARKS, in their order."""
         given = _words(self.benchmark)
@@ -114,9 +129,10 @@ class ProbeConfig:
             elif name in BENCHMARKS:
                 wanted.add(name)
             else:
-                close = difflib.get_close_matches(name, [ALL_SYNTHETIC, *BENCHMARKS], n=1)
+                close = difflib.get_close_matches(name, [ALL_SYNTHETIC, FOUR_TASKS, *BENCHMARKS], n=1)
                 hint = f"did you mean {close[0]}? " if close else ""
-                raise ValueError(f"benchmark={name}: {hint}Known: {ALL_SYNTHETIC}, {', '.join(BENCHMARKS)}")
+                known = f"{ALL_SYNTHETIC}, {', '.join(BENCHMARKS)}, and {FOUR_TASKS}"
+                raise ValueError(f"benchmark={name}: {hint}Known: {known}")
         if not wanted:
             raise ValueError(f"benchmark= is empty: expected {ALL_SYNTHETIC} or some of {', '.join(BENCHMARKS)}")
         return tuple(name for name in BENCHMARKS if name in wanted)
@@ -139,6 +155,9 @@ def run(config: ProbeConfig) -> None:
     names = list(config.names) or unique_names(config.encoders)
     subjects = [load_subject(given, name=name) for given, name in zip(config.encoders, names, strict=True)]
     baseline = _baseline(config, names, earlier)
+    if config.is_four_tasks:
+        run_four_tasks(config, subjects, baseline=baseline, device=_device(config.device), results_file=RESULTS_FILE)
+        return
     results = measure(config, subjects)
     for old in earlier:
         if old.benchmark in config.benchmarks:

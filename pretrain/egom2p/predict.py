@@ -86,9 +86,14 @@ class Predictor:
     """A loaded model, for use from Python: clips in, physical units out."""
 
     def __init__(self, bundle: Bundle, *, device: str | torch.device = "cpu") -> None:
-        self.bundle, self.device = bundle, torch.device(device)
-        self.model = bundle.model.to(self.device)
-        self.tokenizers = {name: tokenizer.to(self.device) for name, tokenizer in bundle.tokenizers.items()}
+        self.bundle, self.model, self.tokenizers = bundle, bundle.model, bundle.tokenizers
+        self.to(device)
+
+    def to(self, device: str | torch.device) -> "Predictor":
+        self.device = torch.device(device)
+        for part in (self.model, *self.tokenizers.values()):
+            part.to(self.device)
+        return self
 
     def array_of(self, clip: Clip, name: str) -> np.ndarray:
         """One clip's array in model space. Raises ModalityMissing."""

@@ -19,6 +19,7 @@ from pretrain.checkpoints import read_metrics
 from pretrain.clips.build import build_store
 from pretrain.clips.schema import Clip
 from pretrain.clips.store import open_store
+from pretrain.downstream.comparison import load_results
 from pretrain.egom2p.bundle import load_egom2p
 from pretrain.egom2p.data import LoadTokens, target_counts, unpack
 from pretrain.egom2p.generate import Target
@@ -326,3 +327,39 @@ def test_a_run_is_a_subject_of_the_probe(finished: EgoM2PTrainConfig, place: Pat
         untrained.predictor.tokenizers["rgb"].spec.weights_sha256
         == trained.predictor.tokenizers["rgb"].spec.weights_sha256
     )
+
+
+def test_probe_measures_the_four_tasks(
+    finished: EgoM2PTrainConfig, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On other clips than were trained on: a table a task, with the model, its untrained twin and the baselines."""
+    build_store(
+        tmp_path / "other",
+        _other_clip,
+        kind="test",
+        seed=1,
+        settings={},
+        versions={},
+        n_clips=15,
+        clips_per_shard=8,
+        workers=1,
+    )
+    words = [f"encoder=[{finished.out},random:{finished.out}]", f"data={tmp_path / 'other'}", f"out={tmp_path / 'out'}"]
+    assert main(["probe", *words, "benchmark=four-tasks", "names=[EgoM2P,untrained]", "threads=1", "mode=fast"]) == 0
+    printed = capsys.readouterr().out
+    for task in ("gaze", "camera", "depth", "rgb"):
+        assert f"four-tasks {task}" in printed
+    results = load_results(tmp_path / "out/probe.json")
+    mine = {result.benchmark: result for result in results if result.encoder == "EgoM2P"}
+    assert {metric.name for metric in mine["four-tasks gaze"].metrics} >= {"MSE", "seconds a clip"}
+    columns = {result.encoder for result in results if result.benchmark == "four-tasks camera"}
+    assert {"EgoM2P", "untrained", "visual odometry", "still camera"} <= columns
+    assert all(result.protocol["items"] == 12 for result in results)
+    assert main(["probe", f"encoder={finished.out}", f"data={place / 'clips'}", "benchmark=four-tasks"]) == 2
+    assert main(["probe", "encoder=egodtm-tiny", f"data={tmp_path / 'other'}", "benchmark=four-tasks"]) == 2
+    assert "needs EgoM2P" in capsys.readouterr().err
+
+
+def _other_clip(index: int) -> Clip:
+    clip = made_clip(index + 100)
+    return clip.replace(intrinsics=np.array([[14.0, 0, 8], [0, 14.0, 8], [0, 0, 1]]), depth=made_clip(0).depth)

@@ -1,0 +1,131 @@
+"""`egoarm probe benchmark=four-tasks`: EgoM2P's predictions of held-out clips beside baselines that need no model.
+
+Its tables have other columns than those of encoders (methods that predict, not features that are read), so it is measured
+alone. A fifth of the clips is kept for the baselines' means and the scale of visual odometry; nobody is scored on it.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from pretrain.clips.schema import Clip
+from pretrain.clips.store import open_store
+from pretrain.downstream.four_tasks import BENCHMARK, FourTasksConfig, Prediction, measure, report
+from pretrain.downstream.four_tasks_truth import TASKS
+from pretrain.downstream.segments import is_store
+from pretrain.downstream.subjects import NEEDS_PREDICTOR, Subject
+from pretrain.downstream.synthetic_twin import held_out_clips
+from pretrain.egom2p.generate import PUBLISHED_TARGETS
+from pretrain.egom2p.predict import Predictor
+from pretrain.provenance import make_provenance
+
+# task -> what is shown for it.
+GIVEN = {"gaze": "rgb", "camera": "rgb", "depth": "rgb", "rgb": "depth"}
+_SEED = 20255
+_FIT_SHARE = 0.2
+
+
+class FourTasksSettings(Protocol):
+    """What this reads of ProbeConfig."""
+
+    @property
+    def data(self) -> str | None: ...
+    @property
+    def out(self) -> str: ...
+    @property
+    def clips(self) -> int: ...
+    @property
+    def allow_train(self) -> bool: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def mode(self) -> str: ...
+
+
+class EgoM2PPredictor:
+    """A trained model in the four tasks, each by the authors' schedule (or at once, `mode="fast"`)."""
+
+    def __init__(self, subject: Subject, *, mode: str) -> None:
+        assert subject.predictor is not None
+        self.name, self.sha256, self.mode = subject.name, subject.sha256, mode
+        self.predictor: Predictor = subject.predictor
+
+    def predict(self, clips: Sequence[Clip]) -> Prediction:
+        known = self.predictor.tokenizers
+        found: dict[str, list[np.ndarray | None]] = {}
+        seconds: dict[str, float] = {}
+        for task in TASKS:
+            given = GIVEN[task]
+            if task not in known or given not in known:
+                continue
+            able = [place for place, clip in enumerate(clips) if getattr(clip, given) is not None]
+            if not able:
+                continue
+            began = time.perf_counter()
+            results = self.predictor.predict(
+                [clips[place] for place in able], given=[given], targets=[PUBLISHED_TARGETS[task]], mode=self.mode
+            )
+            seconds[task] = time.perf_counter() - began
+            column: list[np.ndarray | None] = [None] * len(clips)
+            for place, result in zip(able, results, strict=True):
+                column[place] = result[task]
+            found[task] = column
+        return Prediction(
+            gaze=found.get("gaze"),
+            camera=found.get("camera"),
+            depth=found.get("depth"),
+            rgb=found.get("rgb"),
+            seconds=seconds,
+        )
+
+
+def run_four_tasks(
+    config: FourTasksSettings, subjects: Sequence[Subject], *, baseline: str, device: str, results_file: str
+) -> None:
+    """Measures, prints a table a task, and writes <out>/<results_file>.
+
+    Raises:
+        ValueError: an encoder that is no EgoM2P, or no clip store to measure on.
+    """
+    began = time.monotonic()
+    for subject in subjects:
+        if subject.predictor is None:
+            raise ValueError(
+                f"encoder={subject.name}: {BENCHMARK} {NEEDS_PREDICTOR}; give the directory of a run of egoarm pretrain egom2p"
+            )
+    if config.data is None or not is_store(config.data):
+        raise ValueError(f"data={config.data}: {BENCHMARK} needs a clip store of scenes that were not trained on")
+    store = open_store(config.data)
+    held_out = held_out_clips(store, subjects, limit=0, unseen=False, allow_train=config.allow_train)
+    keys = {clip.key for clip in held_out.clips}
+    allowed = [index for index, key in enumerate(store.keys) if key in keys]
+    order = np.random.default_rng(_SEED).permutation(allowed)
+    fit = max(1, round(_FIT_SHARE * len(order)))
+    scored = order[fit:] if not config.clips else order[fit : fit + config.clips]
+    predictors = [EgoM2PPredictor(_on(subject, device), mode=config.mode) for subject in subjects]
+    results = measure(
+        predictors,
+        store,
+        sorted(scored.tolist()),
+        fit_indices=sorted(order[:fit].tolist()),
+        config=FourTasksConfig(batch_size=config.batch_size),
+    )
+    path = Path(config.out) / results_file
+    provenance = make_provenance(
+        seed=0,
+        parents={subject.name: subject.sha256 for subject in subjects},
+        data={BENCHMARK: store.manifest_sha256},
+        step=0,
+        wall_time_s=time.monotonic() - began,
+    )
+    report(results, baseline, path=path, provenance=provenance)
+    print(f"{BENCHMARK} of {len(predictors)} models on {len(scored)} clips, {time.monotonic() - began:.0f} s: {path}")
+
+
+def _on(subject: Subject, device: str) -> Subject:
+    assert subject.predictor is not None
+    subject.predictor.to(device)
+    return subject
