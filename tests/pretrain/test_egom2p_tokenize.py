@@ -334,6 +334,10 @@ def test_the_store_holds_what_the_tokenizers_say(clips: Path, trained: dict[str,
                 rgb=source.read(1).rgb, depth=source.read(1).depth), tokenizer.spec.input_shape[-1])  # fmt: skip
             expected = tokenizer.encode(torch.from_numpy(array[None]))[0]
             np.testing.assert_array_equal(store.read(1)[name], expected.numpy())
+    camera = tokenizers[list(trained).index("camera")]
+    later = MODALITIES["camera"].to_array(cut_window(made_clip(6), 2.0), 0)
+    assert store.key(7) == "made-06-1"
+    np.testing.assert_array_equal(store.read(7)["camera"], camera.encode(torch.from_numpy(later[None]))[0].numpy())
 
 
 def test_a_complete_store_is_left_alone(

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from pretrain.artifact import atomic_write_text, load_artifact
 from pretrain.batches import BatchPlan, SampleId
 from pretrain.checkpoints import open_run, refuse_foreign, run_lock
+from pretrain.clips.schema import Clip
 from pretrain.clips.store import ClipStore, open_store
 from pretrain.egodtm.data import split_clips
 from pretrain.egom2p.modalities import MODALITIES, VIDEO, VIDEO_FRAMES, ModalityMissing, require_modalities
@@ -38,6 +39,8 @@ TOKENIZER_DIRECTORY = "tokenizer"
 VALIDATION_FILE = "validation.json"
 # Clips that mean and standard deviation of a sequence's channels are taken of; more change them little.
 _STATISTICS_CLIPS = 2048
+# Sequences of clips that were read once stay in memory, up to this much a process: a step is faster than reading its clips.
+_KEPT_BYTES = 512 << 20
 # Clips that are looked at in place of one that lacks the modality, before it is taken for missing altogether.
 _TRIES = 200
 
@@ -143,6 +146,11 @@ class LoadArrays:
         self.store = open_store(data)
         self.modalities, self.size, self.least_crop = tuple(modalities), size, least_crop
         self.pool = np.asarray(pool)
+        self._kept: dict[int, Clip] = {}
+        self._room = _KEPT_BYTES
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}, "_room": _KEPT_BYTES}
 
     def __call__(self, ids: Sequence[SampleId]) -> dict[str, Tensor]:
         return {"x": torch.from_numpy(np.stack([self.sample(index, seed) for index, seed in ids]))}
@@ -169,11 +177,26 @@ class LoadArrays:
         )
 
     def _window(self, index: int, name: str, random: np.random.Generator) -> Float32[np.ndarray, "..."]:
-        clip = read_modalities(self.store, index, (name,))
+        clip = self._read(index, name)
         window = cut_window(clip, random_start_s(clip, name, random))
         if MODALITIES[name].kind == VIDEO and self.least_crop < 1:
             window = random_square(window, random, self.least_crop)
         return MODALITIES[name].to_array(window, self.size)
+
+    def _read(self, index: int, name: str) -> Clip:
+        if (kept := self._kept.get(index)) is not None:
+            return kept
+        clip = read_modalities(self.store, index, (name,))
+        if MODALITIES[name].kind == VIDEO:
+            return clip
+        if clip.rgb is not None:
+            # Of the picture a sequence needs the size alone.
+            clip = clip.replace(rgb=np.broadcast_to(np.uint8(0), clip.rgb.shape))
+        sequences = (clip.gaze, clip.world_from_camera, clip.hands)
+        self._room -= sum(values.nbytes for values in sequences if values is not None)
+        if self._room > 0:
+            self._kept[index] = clip
+        return clip
 
 
 class _Objective(nn.Module):
