@@ -146,12 +146,17 @@ class Predictor:
         return [{name: column[row] for name, column in columns.items()} for row in range(len(clips))]
 
     def truth(self, clip: Clip, name: str) -> np.ndarray | None:
-        """What the clip itself says, in the same units and size as a prediction; None if it does not."""
+        """What the clip itself says, in the same units and size as a prediction, NaN in its gaps; None if it does not."""
         try:
             array = self.array_of(clip, name)
         except ModalityMissing:
             return None
-        return MODALITIES[name].to_physical(array, context_of(clip))
+        row = MODALITIES[name]
+        physical = row.to_physical(array, context_of(clip))
+        if row.channels > row.decoded_channels:
+            known = array[:, row.decoded_channels :] > 0
+            physical[~known if known.shape[1] > 1 else ~known[:, 0]] = np.nan
+        return physical
 
 
 def context_of(clip: Clip) -> Mapping[str, Any]:

@@ -201,6 +201,15 @@ def test_prediction_has_physical_units(finished: EgoM2PTrainConfig, place: Path)
     np.testing.assert_allclose(again[0]["camera"], results[1]["camera"], atol=1e-4)
 
 
+def test_truth_has_gaps_where_the_clip_has(finished: EgoM2PTrainConfig) -> None:
+    clip = made_clip(4)
+    assert clip.gaze is not None
+    clip.gaze[7:9] = np.nan
+    predictor = Predictor(load_egom2p(finished.out))
+    np.testing.assert_allclose(predictor.truth(clip, "gaze"), clip.gaze, atol=1e-4)
+    assert predictor.truth(clip.replace(gaze=None), "gaze") is None
+
+
 def test_predict_command_writes_arrays_a_picture_and_a_video(
     finished: EgoM2PTrainConfig, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
