@@ -235,7 +235,7 @@ def test_a_few_steps_lower_the_loss_of_a_batch() -> None:
     tokenizer = nano()
     x = clips_for(tokenizer)
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
-    losses = []
+    losses, scalars = [], {}
     for _ in range(40):
         loss, scalars = tokenizer.loss(x)
         optimizer.zero_grad()

@@ -249,7 +249,7 @@ def test_a_few_steps_lower_the_loss_of_a_batch(modality: str) -> None:
     x = clips_for(tokenizer)
     tokenizer.fit_statistics([x])
     optimizer = torch.optim.AdamW(tokenizer.parameters(), lr=3e-3)
-    errors = []
+    errors, scalars = [], {}
     for _ in range(60):
         loss, scalars = tokenizer.loss(x)
         optimizer.zero_grad()
