@@ -34,6 +34,9 @@ LEAST_SIDE = 35
 class Lpips(nn.Module):
     """The distance, without weights of its own: see :func:`load_lpips`."""
 
+    shift: Tensor
+    scale: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.convolutions = nn.ModuleList(
