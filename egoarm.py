@@ -45,6 +45,7 @@ COMMANDS: dict[str, Command] = {
     "pretrain arms": Command("pretrain_arms", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "EgoDTM and its twins, trained and measured as they learn"),
     "pretrain ablation": Command("pretrain_ablation", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "one change at a time of EgoDTM's recipe, trained and measured"),
     "pretrain egom2p": Command("pretrain_egom2p", "pretrain.egom2p.train:EgoM2PTrainConfig", "pretrain.egom2p.train:run", "pretrain EgoM2P on token stores"),
+    "pretrain egom2p-chain": Command("pretrain_egom2p_chain", "pretrain.downstream.egom2p_chain:ChainConfig", "pretrain.downstream.egom2p_chain:run", "clips, tokenizers, EgoM2P and its four tasks, measured and published"),
     "predict": Command("predict", "pretrain.egom2p.predict:PredictConfig", "pretrain.egom2p.predict:run", "any modalities of a clip from any others, by EgoM2P"),
     "tokenize train": Command("tokenize_train", "pretrain.egom2p.tokenizers.train:TokenizerTrainConfig", "pretrain.egom2p.tokenizers.train:run", "train a tokenizer of one of EgoM2P's modalities on a clip store"),
     "tokenize store": Command("tokenize_store", "pretrain.egom2p.tokenizers.store:TokenStoreConfig", "pretrain.egom2p.tokenizers.store:run", "turn a clip store into tokens"),

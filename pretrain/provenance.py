@@ -20,6 +20,7 @@ _RECORDED_PACKAGES = (
     "timm",
     "open_clip_torch",
     "lightning-fabric",
+    "vector-quantize-pytorch",
     "safetensors",
     "numpy",
     "mujoco",

@@ -1,0 +1,238 @@
+"""`egoarm pretrain egom2p-chain`: clips, tokenizers, tokens, EgoM2P and its four tasks, published as one page by one command.
+
+Every part is the command that stands alone, with the same resuming: what is finished is skipped, what was stopped goes on.
+"""
+
+import dataclasses
+import io
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.artifact import atomic_write_bytes, atomic_write_text
+from pretrain.checkpoints import read_metrics
+from pretrain.clips.synth import SynthConfig, run_synth
+from pretrain.downstream.comparison import load_results
+from pretrain.downstream.probe import RESULTS_FILE, ProbeConfig
+from pretrain.downstream.probe import run as probe
+from pretrain.egom2p.bundle import load_egom2p
+from pretrain.egom2p.generate import MODES
+from pretrain.egom2p.predict import PredictConfig
+from pretrain.egom2p.predict import run as predict
+from pretrain.egom2p.tokenizers.store import TokenStoreConfig
+from pretrain.egom2p.tokenizers.store import run as store_tokens
+from pretrain.egom2p.tokenizers.train import TOKENIZER_DIRECTORY, TokenizerTrainConfig
+from pretrain.egom2p.tokenizers.train import run as train_tokenizer
+from pretrain.egom2p.train import VALIDATION_FILE, EgoM2PTrainConfig
+from pretrain.egom2p.train import run as pretrain
+
+EGOM2P, UNTRAINED = "EgoM2P", "untrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChainConfig:
+    """Settings of `egoarm pretrain egom2p-chain`.
+
+    Attributes:
+        out: directory of clips, tokenizers, tokens, the model and the measurements.
+        results: directory that gets the small files for publication.
+        clips: the store to train on; heldout: scenes that nothing is trained on. Both are made if they are not there.
+        tokenizers: name -> its training; `data` and `out` are set here.
+        pretrain: of the model; `tokens`, `tokenizers` and `out` are set here.
+        tokenize_threads: CPU threads of encoding the store; 0 = torch's default.
+        pictures: held-out clips whose predictions are drawn; the first is published.
+        measure: false only trains.
+    """
+
+    out: str
+    results: str
+    clips: SynthConfig
+    heldout: SynthConfig
+    tokenizers: dict[str, TokenizerTrainConfig]
+    pretrain: EgoM2PTrainConfig
+    tokenize_threads: int = 0
+    pictures: int = 3
+    measure: bool = True
+
+    def __post_init__(self) -> None:
+        if self.clips.seed == self.heldout.seed:
+            raise ValueError(f"heldout.seed={self.heldout.seed} is that of the clips to train on: choose another")
+        if not self.tokenizers:
+            raise ValueError("tokenizers: expected at least one")
+        if self.pictures < 1:
+            raise ValueError(f"pictures: expected at least 1, got {self.pictures}")
+
+    def tokenizer_of(self, name: str) -> TokenizerTrainConfig:
+        return dataclasses.replace(self.tokenizers[name], data=self.clips.out, out=f"{self.out}/tokenizer-{name}")
+
+    @property
+    def tokenizer_paths(self) -> tuple[str, ...]:
+        return tuple(f"{self.tokenizer_of(name).out}/{TOKENIZER_DIRECTORY}" for name in self.tokenizers)
+
+    @property
+    def tokens(self) -> TokenStoreConfig:
+        return TokenStoreConfig(
+            data=self.clips.out,
+            out=f"{self.out}/tokens",
+            tokenizers=self.tokenizer_paths,
+            threads=self.tokenize_threads,
+        )
+
+    @property
+    def model(self) -> EgoM2PTrainConfig:
+        return dataclasses.replace(
+            self.pretrain, tokens=(self.tokens.out,), tokenizers=self.tokenizer_paths, out=f"{self.out}/model"
+        )
+
+
+def run(config: ChainConfig) -> None:
+    """Makes what is not there yet, measures it on the held-out scenes, and writes config.results."""
+    run_synth(config.clips)
+    for name in config.tokenizers:
+        train_tokenizer(config.tokenizer_of(name))
+    store_tokens(config.tokens)
+    pretrain(config.model)
+    if not config.measure:
+        return
+    run_synth(config.heldout)
+    out, results = Path(config.out), Path(config.results)
+    results.mkdir(parents=True, exist_ok=True)
+    model = config.model.out
+    for mode in MODES:
+        probe(
+            ProbeConfig(
+                encoder=(model, f"random:{model}"),
+                names=(EGOM2P, UNTRAINED),
+                benchmark="four-tasks",
+                data=config.heldout.out,
+                clips=0,
+                out=str(out / f"four-tasks-{mode}"),
+                baseline=EGOM2P,
+                mode=mode,
+                threads=config.pretrain.trainer.threads,
+            )
+        )
+        shutil.copyfile(out / f"four-tasks-{mode}" / RESULTS_FILE, results / f"four-tasks-{mode}.json")
+    known = load_egom2p(model).model.config.names
+    want = tuple(name for name in ("depth", "gaze", "camera", "hands") if name in known)
+    predict(
+        PredictConfig(
+            checkpoint=model,
+            clip=config.heldout.out,
+            clips=config.pictures,
+            given=("rgb",),
+            want=want,
+            out=str(out / "prediction"),
+        )
+    )
+    record = json.loads((out / "prediction/prediction.json").read_text())
+    shutil.copyfile(out / "prediction" / record["clips"][0] / "picture.png", results / "prediction.png")
+    atomic_write_bytes(results / "curves.png", _curves(config))
+    atomic_write_text(results / "README.md", _page(config, results))
+    print(f"EgoM2P's chain: {results / 'README.md'}")
+
+
+# ---------------------------------------------------------------------------------------------------------- publication
+
+
+def _curves(config: ChainConfig) -> bytes:
+    """Training loss of each tokenizer, and of each modality of the model."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    runs = {name: Path(config.tokenizer_of(name).out) for name in config.tokenizers}
+    figure, axes = plt.subplots(1, len(runs) + 1, figsize=(4.0 * (len(runs) + 1), 3.4), layout="constrained")
+    for axis, (name, place) in zip(axes, runs.items(), strict=False):
+        rows = read_metrics(place / "metrics.jsonl")
+        axis.plot([row["step"] for row in rows], [row["loss"] for row in rows], linewidth=1)
+        axis.set_title(f"tokenizer {name}: loss")
+        axis.set_xlabel("step")
+        axis.set_yscale("log")
+    rows = read_metrics(Path(config.model.out) / "metrics.jsonl")
+    for name in load_egom2p(config.model.out).model.config.names:
+        points = [(row["step"] * config.model.trainer.batch_size, row[name]) for row in rows if name in row]
+        axes[-1].plot(*zip(*points, strict=True), linewidth=1, label=name)
+    axes[-1].set_title("EgoM2P: cross-entropy")
+    axes[-1].set_xlabel("clips seen")
+    axes[-1].legend(frameon=False, fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def _page(config: ChainConfig, results: Path) -> str:
+    """Everything from files that the parts wrote."""
+    bundle = load_egom2p(config.model.out)
+    trainer = config.model.trainer
+    lines = [
+        "# EgoM2P on synthetic clips",
+        "",
+        f"Made by `egoarm pretrain egom2p-chain` from commit {bundle.provenance['git_sha']}. The model saw {trainer.steps * trainer.batch_size:,} clips in "
+        f"{bundle.provenance['wall_time_s'] / 3600:.1f} h. The tokenizers' and the model's validation clips are held out of the store that was "
+        "trained on; the four tasks are measured on other scenes. One training seed: intervals are of the test clips.",
+        "",
+        "## Tokenizers: reconstruction of held-out clips",
+        "",
+        "| modality | clips | squared error | per-clip mean's | better on | in units (per-clip mean's) | codes used | perplexity |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name in config.tokenizers:
+        report = json.loads((Path(config.tokenizer_of(name).out) / VALIDATION_FILE).read_text())
+        lines += [_tokenizer_row(modality, figures) for modality, figures in report.items()]
+    lines += [
+        "",
+        "## The model: tokens of held-out clips, masked as in training",
+        "",
+        "| modality | cross-entropy | of the tokens' frequencies | right | tokens |",
+        "|---|---|---|---|---|",
+    ]
+    for name, figures in json.loads((Path(config.model.out) / VALIDATION_FILE).read_text()).items():
+        lines.append(
+            f"| {name} | {figures['loss']:.3f} | {figures['chance']:.3f} | {figures['accuracy']:.1%} | {figures['tokens']:,} |"
+        )
+    lines += ["", "![curves](curves.png)", "", "![one held-out clip](prediction.png)", ""]
+    for mode in MODES:
+        lines += _four_tasks(results / f"four-tasks-{mode}.json", mode)
+    return "\n".join(lines) + "\n"
+
+
+def _tokenizer_row(modality: str, figures: Mapping[str, Any]) -> str:
+    units = "; ".join(
+        f"{name} {value:.3g} ({figures['physical_clip_mean'][name]:.3g})" for name, value in figures["physical"].items()
+    )
+    return (
+        f"| {modality} | {figures['clips']} | {figures['mse']:.3g} | {figures['mse_clip_mean']:.3g} | {figures['clips_better']} | {units} | "
+        f"{figures['codes_used']} of {figures['vocabulary']} | {figures['perplexity']:.0f} |"
+    )
+
+
+def _four_tasks(path: Path, mode: str) -> list[str]:
+    results = load_results(path)
+    lines = [f"## The four tasks, {mode} mode", ""]
+    for benchmark in dict.fromkeys(result.benchmark for result in results):
+        own = [result for result in results if result.benchmark == benchmark]
+        names = list(dict.fromkeys(metric.name for result in own for metric in result.metrics))
+        lines += [
+            f"{benchmark} ({own[0].protocol['items']} clips; values with 95 % intervals)",
+            "",
+            f"| method | {' | '.join(names)} |",
+            "|" + "---|" * (1 + len(names)),
+        ]
+        lines += [_method_row(result.encoder, result.metrics, names) for result in own]
+        lines.append("")
+    return lines
+
+
+def _method_row(method: str, metrics: Sequence[Any], names: Sequence[str]) -> str:
+    by_name = {metric.name: metric for metric in metrics}
+    cells = [
+        f"{by_name[name].value:.3g} [{by_name[name].low:.3g}, {by_name[name].high:.3g}]" if name in by_name else "-"
+        for name in names
+    ]
+    return f"| {method} | {' | '.join(cells)} |"
