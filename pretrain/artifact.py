@@ -312,8 +312,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def load_tensors_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+def load_tensors_strict(module: nn.Module, tensors: Mapping[str, Tensor], where: str, *, assign: bool = False) -> None:
     """Copies `tensors` into `module`, which must have exactly these names and shapes.
+
+    Args:
+        assign: the module takes the tensors themselves, which stay mapped from their file until they are needed: for large
+            models that are only used.
 
     Raises:
         ValueError: names every missing, surplus and mis-shaped tensor; `where` says where the tensors came from.
@@ -336,7 +340,7 @@ def load_tensors_strict(module: nn.Module, tensors: Mapping[str, Tensor], where:
             f"{where} does not fit {type(module).__name__}: {'; '.join(problems)}. "
             "The weights belong to another architecture or size than the configuration beside them"
         )
-    module.load_state_dict(dict(tensors), strict=True)
+    module.load_state_dict(dict(tensors), strict=True, assign=assign)
 
 
 def _plain(value: Any) -> Any:

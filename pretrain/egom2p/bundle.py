@@ -90,7 +90,7 @@ def load_egom2p(path: str | Path, *, untrained: bool = False) -> Bundle:
         torch.manual_seed(int(artifact.config["training"]["seed"]))
         model = EgoM2P(EgoM2PConfig.from_json(artifact.config["model"]))
     if not untrained:
-        load_tensors_strict(model, artifact.tensors, str(path / MODEL_DIRECTORY))
+        load_tensors_strict(model, artifact.tensors, str(path / MODEL_DIRECTORY), assign=True)
     tokenizers: dict[str, Tokenizer] = {}
     trained_on = set(artifact.provenance["parents"].values())
     for directory in sorted((path / TOKENIZERS_DIRECTORY).glob("*/")):

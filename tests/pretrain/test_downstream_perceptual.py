@@ -37,6 +37,7 @@ def videos() -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_distances_are_those_of_torchmetrics(weights_file: Path) -> None:
+    import pretrain.zoo.vision_ops  # noqa: F401, I001 - torchvision comes through this door, first
     from torchmetrics.functional.image.lpips import _LPIPS
 
     theirs = _LPIPS(pretrained=False, net="alex", pnet_rand=True, use_dropout=True, eval_mode=True)
