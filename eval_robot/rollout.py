@@ -19,10 +19,10 @@ from envs.vector import VectorEnv
 from eval_robot.protocol import check_disjoint, protocol
 from eval_robot.records import FORMAT, EpisodeRecord, EvalReport, load_report
 from eval_robot.stats import wilson_interval
-from pretrain.clips.mp4 import write_mp4
 from policies.chunking import ActionChunker
 from policies.policy import Policy, load_policy
 from pretrain.artifact import Artifact, atomic_write_text
+from pretrain.clips.mp4 import write_mp4
 
 VIDEO_FPS = 20.0
 
