@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.artifact import atomic_write_bytes, atomic_write_text, load_artifact
+from pretrain.artifact import Artifact, atomic_write_bytes, atomic_write_text, load_artifact, save_artifact
 from pretrain.checkpoints import read_metrics
 from pretrain.clips.synth import SynthConfig, run_synth
 from pretrain.downstream.comparison import Row, compare, load_results
@@ -49,6 +49,7 @@ class ArmsConfig:
         clips: the store to train on; heldout: the one to measure on. Both are made if they are not there.
         pretrain: the settings all arms share; `out`, `data`, snapshots and trainer.steps are set here.
         measure: false only trains.
+        ship: an arm whose encoder is published too, in half precision, with a card; null = none.
     """
 
     out: str
@@ -64,12 +65,15 @@ class ArmsConfig:
     heldout: SynthConfig
     pretrain: PretrainConfig
     measure: bool = True
+    ship: str | None = None
 
     def __post_init__(self) -> None:
         if not self.arms or {RANDOM, PIXELS} & self.arms.keys():
             raise ValueError(f"arms: name at least one, and none {RANDOM!r} (the untrained network) or {PIXELS!r}")
         if unknown := [arm for arm in self.only if arm not in self.arms]:
             raise ValueError(f"only: unknown {unknown[0]!r}; expected some of {', '.join(self.arms)}")
+        if self.ship is not None and self.ship not in self.arms:
+            raise ValueError(f"ship: unknown arm {self.ship!r}; expected one of {', '.join(self.arms)}")
         if self.samples < self.pretrain.trainer.batch_size:
             raise ValueError(f"samples={self.samples}: less than one batch of {self.pretrain.trainer.batch_size}")
         if self.clips.seed == self.heldout.seed:
@@ -121,6 +125,8 @@ def run(config: ArmsConfig) -> None:
     atomic_write_text(out / "curves.json", json.dumps(curves, indent=1) + "\n")
     atomic_write_bytes(out / "curves.png", _plot(curves))
     atomic_write_text(out / "README.md", _page(config, trained, ends, curves))
+    if config.ship in trained:
+        _ship(config, config.ship)
     print(f"arms {', '.join(trained)}: {out / 'README.md'}")
 
 
@@ -187,6 +193,52 @@ def _measure_curves(config: ArmsConfig, trained: Sequence[str], ends: Path) -> l
 
 
 # ---------------------------------------------------------------------------------------------------------- publication
+
+
+def _ship(config: ArmsConfig, arm: str) -> None:
+    """The arm's encoder under <results>/encoder: fp16, which halves the file and changes features by about 1e-3 of their size."""
+    whole = load_artifact(config.run_of(arm) / ENCODER_DIRECTORY)
+    place = Path(config.results) / ENCODER_DIRECTORY
+    tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in whole.tensors.items()}
+    provenance = {name: value for name, value in whole.provenance.items() if name != "model_sha256"}
+    provenance["parents"] = {**whole.provenance["parents"], "fp32": whole.sha256}
+    save_artifact(
+        place,
+        kind=whole.kind,
+        name=whole.name,
+        tensors=tensors,
+        config=whole.config,
+        spec=whole.spec,
+        provenance=provenance,
+    )
+    atomic_write_text(place / "MODEL_CARD.md", _card(config, arm, whole))
+
+
+def _card(config: ArmsConfig, arm: str, whole: Artifact) -> str:
+    """What a user has to know before using it."""
+    setting, spec = config.pretrain_of(arm), whole.spec
+    report = json.loads((config.run_of(arm) / VALIDATION_FILE).read_text())
+    depth = "" if report["depth_mse"] is None else (
+        f" Squared error of inverse depth {report['depth_mse']:.4f}, of the per-pixel mean {report['depth_mse_mean']:.4f}."
+    )  # fmt: skip
+    parameters = sum(tensor.numel() for tensor in whole.tensors.values())
+    return "\n".join(
+        [
+            f"# {whole.name} ({arm})",
+            "",
+            f"- **What**: EgoDTM's video tower, {parameters / 1e6:.1f} M parameters in fp16; {spec['frames']} frames of {spec['image_size']} px at {spec['fps']:g} "
+            f"frames a second; tokens {tuple(spec['grid'])} of width {spec['embed_dim']}, and a pooled feature.",
+            "- **Use**: `egoarm train encoder=results/egodtm/encoder ...`; `random:results/egodtm/encoder` is the fair control.",
+            f"- **Data**: {config.clips.n:,} synthetic egocentric clips (seed {config.clips.seed}), made by EgoArm itself; no real video, no weights of others.",
+            f"- **Training**: {config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of one CPU core, commit {whole.provenance['git_sha'][:12]}, seed {setting.seed}.",
+            f"- **On held-out clips of that store**: retrieval {report['retrieval_video_to_text']:.1%} and {report['retrieval_text_to_video']:.1%} "
+            f"(chance {report['retrieval_chance']:.1%}).{depth}",
+            "- **Measured** beside its twins and untrained weights on other scenes and on robot frames: see the page above this directory.",
+            "- **Limits**: rendered hands, tables and a few dozen kinds of objects; no robot arm in its training; small images. What it is worth in success rate has not "
+            "been measured.",
+            "",
+        ]
+    )
 
 
 def _plot(curves: Sequence[Mapping[str, Any]]) -> bytes:

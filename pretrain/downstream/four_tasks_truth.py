@@ -21,7 +21,7 @@ from pretrain.downstream.gaze import Window, gaze_angle_degrees, gaze_mse, norma
 from pretrain.downstream.generation import psnr, ssim
 from pretrain.downstream.perceptual import Lpips
 from pretrain.downstream.trajectory import ALIGNMENTS, trajectory_errors
-from pretrain.egom2p.modalities import MODALITIES, VIDEO_FRAMES, VIDEO_HZ, ModalityMissing, square_window
+from pretrain.egom2p.modalities import MODALITIES, ModalityMissing, square_window, video_frames
 
 TASKS = ("gaze", "camera", "depth", "rgb")
 # What says in a clip's meta which video it was cut from; clips of one are not independent.
@@ -105,7 +105,7 @@ def truth_of(clip: Clip, size: int | None = None) -> Truth:
         key=clip.key,
         group=str(next((clip.meta[key] for key in _GROUP_KEYS if key in clip.meta), clip.key)),
         window=window,
-        frame_times_s=None if clip.rgb_times_s is None else clip.rgb_times_s[_frames(clip)],
+        frame_times_s=_frame_times(clip),
         intrinsics=clip.intrinsics,
         gaze_px=read("gaze", lambda: _gaze(clip, size)),
         camera=read("camera", lambda: _physical("camera", clip, size)),
@@ -128,18 +128,20 @@ def _gaze(clip: Clip, size: int) -> Float32[np.ndarray, "P 2"]:
     return np.where(valid[:, None], _physical("gaze", clip, size), np.nan).astype(np.float32)
 
 
-def _frames(clip: Clip) -> np.ndarray:
-    """The frames that the rows of MODALITIES take: the nearest to 0, 1/8, ... s."""
+def _frame_times(clip: Clip) -> Float64[np.ndarray, " T"] | None:
+    try:
+        frames = video_frames(clip)
+    except ModalityMissing:
+        return None
     assert clip.rgb_times_s is not None
-    times_s = clip.rgb_times_s - clip.rgb_times_s[0]
-    return np.abs(times_s[None, :] - (np.arange(VIDEO_FRAMES) / VIDEO_HZ)[:, None]).argmin(axis=1)
+    return clip.rgb_times_s[frames]
 
 
 def _depth(clip: Clip, size: int) -> tuple[np.ndarray, np.ndarray]:
     MODALITIES["depth"].to_array(clip, size)  # says why where there is none
     assert clip.depth is not None and clip.rgb is not None
     top, left, side = square_window(*clip.depth.shape[1:3])
-    metres = cut(clip.depth[_frames(clip)], (top, left, side, side))
+    metres = cut(clip.depth[video_frames(clip)], (top, left, side, side))
     metres = resize_maps(np.where(np.isfinite(metres), metres, 0).astype(np.float32), size)
     return metres, metres > 0
 

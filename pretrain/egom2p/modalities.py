@@ -70,6 +70,7 @@ class Modality:
         kind: VIDEO or SEQUENCE, which says what its positions look like and which tokenizer fits.
         channels: C of the array the tokenizer takes, masks included; decoded_channels: of what it gives back.
         published: its grid of tokens in the published model; None for ours.
+        fields: of a Clip that to_array looks at, so that no more is decoded.
         to_array: (clip, S) -> float32 [C, T, S, S] of a video or [P, C] of a sequence. Raises ModalityMissing.
         to_physical: (decoded float32 array of one clip, its context) -> what a user wants, see each function.
     """
@@ -78,6 +79,7 @@ class Modality:
     channels: int
     decoded_channels: int
     published: TokenGrid | None
+    fields: tuple[str, ...]
     to_array: Callable[[Clip, int], Float32[np.ndarray, "..."]]
     to_physical: Callable[[Float32[np.ndarray, "..."], Mapping[str, Any]], np.ndarray]
 
@@ -97,8 +99,12 @@ def square_window(height: int, width: int) -> tuple[int, int, int]:
     return (height - side) // 2, (width - side) // 2, side
 
 
-def _frames_of(clip: Clip, count: int = VIDEO_FRAMES) -> np.ndarray:
-    """Which frames of the clip are the ones at 8 Hz over two seconds."""
+def video_frames(clip: Clip, count: int = VIDEO_FRAMES) -> np.ndarray:
+    """Which frames of the clip are the ones at 8 Hz over two seconds, int64[count].
+
+    Raises:
+        ModalityMissing: the clip has no times, or is too short.
+    """
     if clip.rgb_times_s is None:
         raise ModalityMissing("no frame times")
     times = clip.rgb_times_s - clip.rgb_times_s[0]
@@ -113,7 +119,7 @@ def _frames_of(clip: Clip, count: int = VIDEO_FRAMES) -> np.ndarray:
 def _rgb_array(clip: Clip, size: int) -> Float32[np.ndarray, "3 T S S"]:
     if clip.rgb is None:
         raise ModalityMissing("no rgb")
-    frames = clip.rgb[_frames_of(clip)]
+    frames = clip.rgb[video_frames(clip)]
     top, left, side = square_window(*frames.shape[1:3])
     cut = frames[:, top : top + side, left : left + side]
     how = cv2.INTER_AREA if side >= size else cv2.INTER_LINEAR
@@ -132,7 +138,7 @@ def _depth_array(clip: Clip, size: int) -> Float32[np.ndarray, "3 T S S"]:
     """Inverse depth scaled to [0, 1] over the whole clip, as gray video: what teachers of relative depth can give."""
     if clip.depth is None:
         raise ModalityMissing("no depth")
-    depth = clip.depth[_frames_of(clip)]
+    depth = clip.depth[video_frames(clip)]
     top, left, side = square_window(*depth.shape[1:3])
     inverse, valid = normalise_inverse_depth(depth[:, top : top + side, left : left + side])
     if not valid.any():
@@ -231,23 +237,23 @@ _PUBLISHED_SEQUENCE = TokenGrid(shape=(30,), vocabulary=256)
 MODALITIES: dict[str, Modality] = {
     "rgb": Modality(
         kind=VIDEO, channels=3, decoded_channels=3, published=_PUBLISHED_VIDEO,
-        to_array=_rgb_array, to_physical=_rgb_physical,
+        fields=("rgb", "rgb_times_s"), to_array=_rgb_array, to_physical=_rgb_physical,
     ),
     "depth": Modality(
         kind=VIDEO, channels=3, decoded_channels=3, published=_PUBLISHED_VIDEO,
-        to_array=_depth_array, to_physical=_depth_physical,
+        fields=("depth", "rgb_times_s"), to_array=_depth_array, to_physical=_depth_physical,
     ),
     "gaze": Modality(
         kind=SEQUENCE, channels=3, decoded_channels=2, published=_PUBLISHED_SEQUENCE,
-        to_array=_gaze_array, to_physical=_gaze_physical,
+        fields=("gaze", "rgb"), to_array=_gaze_array, to_physical=_gaze_physical,
     ),
     "camera": Modality(
         kind=SEQUENCE, channels=CAMERA_CHANNELS, decoded_channels=CAMERA_CHANNELS, published=_PUBLISHED_SEQUENCE,
-        to_array=_camera_array, to_physical=_camera_physical,
+        fields=("world_from_camera",), to_array=_camera_array, to_physical=_camera_physical,
     ),
     "hands": Modality(
         kind=SEQUENCE, channels=HANDS_CHANNELS + 2, decoded_channels=HANDS_CHANNELS, published=None,
-        to_array=_hands_array, to_physical=_hands_physical,
+        fields=("hands", "world_from_camera"), to_array=_hands_array, to_physical=_hands_physical,
     ),
 }  # fmt: skip
 

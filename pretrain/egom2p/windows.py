@@ -23,14 +23,6 @@ from pretrain.egom2p.modalities import (
     VIDEO_HZ,
 )
 
-# What a modality's to_array looks at. One that is not listed gets everything the clip has, which is right but slower.
-_FIELDS: dict[str, tuple[str, ...]] = {
-    "rgb": ("rgb", "rgb_times_s"),
-    "depth": ("depth", "rgb_times_s"),
-    "gaze": ("gaze", "rgb"),
-    "camera": ("world_from_camera",),
-    "hands": ("hands", "world_from_camera"),
-}
 _FRAME_FIELDS = ("rgb", "depth", "segmentation", "contact")
 # Sequences and their rates.
 _SEQUENCES = {"world_from_camera": "camera_hz", "gaze": "gaze_hz", "hands": "hands_hz"}
@@ -42,10 +34,7 @@ def read_modalities(store: ClipStore, index: int, modalities: Sequence[str]) -> 
     Raises:
         ValueError: a damaged shard.
     """
-    fields = [_FIELDS.get(name) for name in modalities]
-    if None in fields:
-        return store.read(index)
-    wanted = dict.fromkeys(field for names in fields for field in names or ())
+    wanted = dict.fromkeys(field for name in modalities for field in MODALITIES[name].fields)
     # Gaze needs the size of the picture alone.
     frames = None if {"rgb_times_s", "depth"} & wanted.keys() else [0]
     try:
@@ -74,7 +63,7 @@ def random_start_s(clip: Clip, modality: str, random: np.random.Generator) -> fl
     starts_s = [
         np.arange(len(values) - round((SEQUENCE_SAMPLES - 1) / SEQUENCE_HZ * getattr(clip, rate))) / getattr(clip, rate)
         for field, (values, rate) in present.items()
-        if field in _FIELDS.get(modality, ())
+        if field in MODALITIES[modality].fields
     ]
     # Of several sequences the one with the fewest places to start leaves room for all.
     fitting = min(starts_s, key=lambda places: places[-1] if len(places) else 0.0, default=np.zeros(0))

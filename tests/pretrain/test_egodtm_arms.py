@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from egoarm import COMMANDS, compose
 from pretrain.artifact import load_artifact
 from pretrain.clips.synth import SynthConfig
-from pretrain.downstream.arms import ArmsConfig, run
+from pretrain.downstream.arms import ArmsConfig, _ship, run
 from pretrain.egodtm.train import PretrainConfig
 from pretrain.egodtm.train import run as pretrain
+from pretrain.encoder import load_encoder
 from pretrain.loop import TrainerConfig
 
 TRAINER = TrainerConfig(batch_size=8, steps=1, warmup_steps=1, checkpoint_every=2, threads=1)
@@ -78,6 +80,27 @@ def test_egodtm_keeps_snapshots(square_store: Path, tmp_path: Path) -> None:
     assert steps == [2, 3] and load_artifact(tmp_path / "run" / "encoder").provenance["step"] == 4
     validation = json.loads((tmp_path / "run" / "snapshots" / "16" / "validation.json").read_text())
     assert validation["clips"] == 3 and validation["depth_mse"] > 0
+
+
+def test_egodtm_ships_an_encoder_in_half_precision(square_store: Path, tmp_path: Path) -> None:
+    config = arms_config(tmp_path, ship="first")
+    first = config.pretrain_of("first")
+    pretrain(dataclasses.replace(first, data=str(square_store), snapshots=()))
+    _ship(config, "first")
+    whole, half = (load_encoder(path) for path in (tmp_path / "first/encoder", tmp_path / "results/encoder"))
+    video = torch.randint(0, 256, (2, 1, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        one, other = (encoder(encoder.preprocess(video)).tokens for encoder in (whole, half))
+    torch.testing.assert_close(one, other, atol=2e-2, rtol=0)
+    sizes = [
+        (path / "model.safetensors").stat().st_size
+        for path in (tmp_path / "first/encoder", tmp_path / "results/encoder")
+    ]
+    assert sizes[1] < 0.55 * sizes[0]
+    card = (tmp_path / "results/encoder/MODEL_CARD.md").read_text()
+    assert "48 clips seen" in card and "26 synthetic" in card
+    with pytest.raises(ValueError, match="ship: unknown arm 'b'"):
+        arms_config(tmp_path, ship="b")
 
 
 @pytest.mark.slow
