@@ -114,7 +114,8 @@ def gaussian_distance(
 
 def load_feature_network(path: str | Path) -> VideoFeatures:
     """The network of FVD from a TorchScript file: float [n, 3, T, H, W] of 0 to 255 -> [n, D], called as StyleGAN-V's I3D is,
-    with rescale, resize and return_features.
+    with rescale, resize and return_features. TorchScript is no pickle and runs no Python, but it runs the operators that the
+    file holds: take it from its publisher only.
 
     Raises:
         FileNotFoundError: no such file.
