@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Protocol
 
 import numpy as np
 
 from envs.env import ManipulationEnv
 from envs.tasks import find_task
+
+# Each module has make_expert(env); a suite's simulator is imported with it and not before.
+EXPERTS = {"toy": "envs.experts.toy", "metaworld": "envs.experts.metaworld"}
 
 
 class Expert(Protocol):
@@ -31,10 +35,4 @@ def make_expert(task: str, env: ManipulationEnv) -> Expert:
     row = find_task(task)
     if env.env_spec.task != task:
         raise ValueError(f"an expert for {task!r} cannot act in an environment of {env.env_spec.task!r}")
-    if row.expert == "metaworld":
-        from envs.experts.metaworld import MetaWorldExpert
-
-        return MetaWorldExpert(env)
-    from envs.experts.toy import ToyReachExpert
-
-    return ToyReachExpert(env)
+    return importlib.import_module(EXPERTS[row.expert]).make_expert(env)

@@ -31,3 +31,8 @@ class MetaWorldExpert:
             warnings.filterwarnings("ignore", message="Constant\\(s\\) may be too high")
             action = self._policy.get_action(self._simulation.full_state())
         return np.clip(action, -1, 1).astype(np.float32)
+
+
+def make_expert(env: ManipulationEnv) -> MetaWorldExpert:
+    """The expert of the environment's task."""
+    return MetaWorldExpert(env)

@@ -22,3 +22,8 @@ class ToyReachExpert:
         """The action, float32 [2]."""
         state = self._simulation.full_state()
         return np.clip(_GAIN * (state[4:6] - state[:2]), -1, 1).astype(np.float32)
+
+
+def make_expert(env: ManipulationEnv) -> ToyReachExpert:
+    """The expert of the environment's task."""
+    return ToyReachExpert(env)

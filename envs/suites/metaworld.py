@@ -13,6 +13,8 @@ import mujoco
 import numpy as np
 
 from envs.spec import FieldSpec
+from envs.suites.metaworld_tasks import TASKS as TASKS
+from envs.task import Task
 
 # Turns a camera by half a turn about its own optical axis.
 _HALF_TURN = np.array([0.0, 0.0, 0.0, 1.0])
@@ -149,6 +151,6 @@ def _turn_cameras_upright(model: mujoco.MjModel, data: mujoco.MjData) -> None:
             model.cam_quat[camera] = turned
 
 
-def make_simulation(name: str, *, goal_marker: bool) -> MetaWorldSimulation:
-    """The simulation of the Meta-World task `name` (without its version)."""
-    return MetaWorldSimulation(name, goal_marker=goal_marker)
+def make_simulation(row: Task) -> MetaWorldSimulation:
+    """The simulation of a row of TASKS."""
+    return MetaWorldSimulation(row.name, goal_marker=row.goal_marker)

@@ -6,6 +6,19 @@ import mujoco
 import numpy as np
 
 from envs.spec import FieldSpec
+from envs.task import Task
+
+TASKS: dict[str, Task] = {
+    "toy/reach": Task(
+        suite="toy",
+        name="reach",
+        cameras=("front",),
+        horizon_steps=60,
+        success_rule="tip within 3 cm of the ball in the table's plane",
+        expert="toy",
+        notes="pole and ball start anywhere in a square of 0.5 m",
+    ),
+}
 
 # The camera looks down at the table from the front; +x is right and +y is away from it.
 _REACH = """
@@ -103,7 +116,7 @@ class ToyReach:
         """Nothing to free."""
 
 
-def make_simulation(name: str) -> ToyReach:
-    """The simulation of "reach", the suite's one task."""
-    assert name == "reach", name
+def make_simulation(row: Task) -> ToyReach:
+    """The simulation of a row of TASKS."""
+    assert row.name == "reach"
     return ToyReach()

@@ -56,7 +56,7 @@ def test_a_shared_renderer_stays_the_callers():
     assert first.reset(seed=1)[0]["images/front"].any()
     first.close()
     alone.close()
-    model = toy.make_simulation("reach").model
+    model = toy.make_simulation(TASKS["toy/reach"]).model
     with (
         Renderer(model, height=24, width=24) as renderer,
         pytest.raises(ValueError, match=r"\(24, 24, 'fast'\).*\(32, 32, 'fast'\)"),
