@@ -21,6 +21,8 @@ from envs.spec import EnvSpec
 from pretrain.artifact import Artifact, load_artifact, load_tensors_strict
 
 Observation = Mapping[str, Tensor]
+# One generator for a whole batch, or one a row.
+Randomness = torch.Generator | list[torch.Generator] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +90,14 @@ class Policy(nn.Module, ABC):
         return self.compute_loss(batch)
 
     @abstractmethod
-    def predict_chunk(
-        self, observation: Observation, generator: torch.Generator | None = None
-    ) -> Float[Tensor, "B Ta A"]:
+    def predict_chunk(self, observation: Observation, generator: Randomness = None) -> Float[Tensor, "B Ta A"]:
         """Actions in [-1, 1] for the next Ta steps.
 
         Args:
             observation: `images/<camera>` uint8[B, To, H, W, 3] and `state/<name>` float32[B, To, d], newest last.
-            generator: source of randomness of stochastic policies; deterministic ones ignore it.
+            generator: source of randomness of stochastic policies; deterministic ones ignore it. Rollouts give a list of B generators, one an
+                episode, so that an episode does not depend on which others run beside it; `diffusers.utils.torch_utils.randn_tensor` takes all
+                three forms, as do its schedulers.
         """
 
 
