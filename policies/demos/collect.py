@@ -7,7 +7,6 @@ import os
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from envs.tasks import find_level, find_task, make_env
-from policies.demos.hdf5 import GYM_ENV_TYPE, DemoFile, Episode, write_episode, write_header
+from policies.demos.hdf5 import DemoFile, Episode, write_episode, write_header
 from pretrain.artifact import atomic_write_text
 from pretrain.workers import start_worker
 
 DEMO_SEEDS = range(0, 100_000)  # evaluation draws from other ranges, see eval_robot/protocol.py
 MAX_ATTEMPTS_PER_DEMO = 4
+IMAGE_SIZES = range(16, 1025)  # what software GL draws in reasonable time, and a file holds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,32 @@ class DemosConfig:
     image_size: int
     first_seed: int
     workers: int
+    cameras: tuple[str, ...] | None = None
+    privileged: bool = False
 
     def __post_init__(self) -> None:
         find_task(self.task)
         find_level(self.level)
+        if self.image_size not in IMAGE_SIZES:
+            raise ValueError(
+                f"image_size={self.image_size}: expected {IMAGE_SIZES.start} to {IMAGE_SIZES.stop - 1} pixels"
+            )
         last = self.first_seed + MAX_ATTEMPTS_PER_DEMO * self.episodes
         if self.episodes < 1 or self.first_seed not in DEMO_SEEDS or last > DEMO_SEEDS.stop:
             raise ValueError(
                 f"episodes={self.episodes} from first_seed={self.first_seed}: expected at least 1 episode and seeds within "
                 f"{DEMO_SEEDS.start} to {DEMO_SEEDS.stop - 1}"
             )
+
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """What `make_env` takes besides the task."""
+        return {
+            "level": self.level,
+            "cameras": self.cameras,
+            "image_size": self.image_size,
+            "privileged": self.privileged,
+        }
 
     @property
     def content(self) -> dict[str, Any]:
@@ -54,9 +70,11 @@ class DemosConfig:
 def run(config: DemosConfig) -> Path:
     """Collect until `episodes` seeds in order have succeeded; the file appears whole or not at all. Resumes after a kill."""
     out = Path(config.out)
+    make_env(config.task, **config.env_options).close()  # a camera that is not there is said before any process starts
     if out.exists():
         with DemoFile(out) as demos:
-            if demos.meta["config"] == json.loads(json.dumps(config.content)):
+            if demos.meta.get("config") == json.loads(json.dumps(config.content)):
+                demos.check_env()
                 print(f"demos: {out} is there already ({len(demos)} demonstrations, {sum(demos.lengths)} steps)")
                 return out
         raise FileExistsError(f"{out} holds demonstrations of another configuration; name another out= or delete it")
@@ -116,7 +134,7 @@ def _attempt(config: DemosConfig, parts: str, seed: int) -> bool:
     if part.exists() or failure.exists():
         return part.exists()
     if config.task not in _ENV:
-        _ENV[config.task] = make_env(config.task, level=config.level, image_size=config.image_size)
+        _ENV[config.task] = make_env(config.task, **config.env_options)
     episode = rollout_expert(_ENV[config.task], config.task, seed)
     if episode is None:
         atomic_write_text(failure, "")
@@ -156,7 +174,8 @@ def rollout_expert(env: Any, task: str, seed: int) -> Episode | None:
 
 
 def _merge(config: DemosConfig, out: Path, parts: Path, kept: list[int], failed: list[int]) -> None:
-    spec = make_env(config.task, level=config.level, image_size=config.image_size).env_spec
+    env = make_env(config.task, **config.env_options)
+    env.close()
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
     try:
         total = 0
@@ -167,21 +186,12 @@ def _merge(config: DemosConfig, out: Path, parts: Path, kept: list[int], failed:
                     total += int(part["demo"].attrs["num_samples"])
             write_header(
                 file,
+                spec=env.env_spec,
+                level=config.level,
                 total=total,
-                env_args={
-                    "env_name": config.task,
-                    "env_type": GYM_ENV_TYPE,
-                    "env_kwargs": {"level": config.level, "image_size": config.image_size},
-                },
-                extra={
-                    "spec": spec.to_json(),
-                    "schema_hash": spec.schema_hash(),
-                    "config": config.content,
-                    "level": config.level,
-                    "seeds": kept,
-                    "failures": failed,
-                    "versions": {name: metadata.version(name) for name in ("mujoco", "numpy", "gymnasium")},
-                },
+                image_size=config.image_size,
+                seeds=kept,
+                extra={"config": config.content, "failures": failed},
             )
         os.replace(temporary, out)
     finally:

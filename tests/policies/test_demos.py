@@ -36,7 +36,7 @@ def test_robomimic_layout(toy_demos: Path) -> None:
                 == demo["states"].shape[0]
                 == n
             )
-            assert demo["obs/images/front"].shape == (n, 64, 64, 3) and demo["obs/images/front"].dtype == np.uint8
+            assert demo["obs/front_image"].shape == (n, 64, 64, 3) and demo["obs/front_image"].dtype == np.uint8
             assert demo["dones"][-1] == 1 and not demo["dones"][:-1].any()
 
 
