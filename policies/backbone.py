@@ -1,79 +1,176 @@
-"""Cameras x encoder + proprioception -> one condition vector."""
+"""Cameras x encoder x read-out + proprioception: the one module through which every policy sees."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from policies.adaptation import ADAPTATIONS, adapt
 from policies.normalizer import Normalizer
-from policies.policy import Observation, PolicySpec
+from policies.policy import PolicySpec
+from policies.readouts import ReadoutConfig, readout_entry
 from pretrain.encoder import VideoEncoder
 
-# How an encoder's output becomes a vector. "pooled" is the encoder's own pooled feature, as in R3M and CortexBench; "grid" keeps where things are:
-# the newest frame's tokens, each mapped to a few channels by one learned linear layer, side by side.
-POOLINGS = ("pooled", "grid")
-GRID_CHANNELS = 16
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(ReadoutConfig):
+    """How a policy sees.
+
+    Attributes:
+        readout: a row of READOUTS; its sizes are ReadoutConfig's fields.
+        adaptation: of the encoder, a name of ADAPTATIONS. Frozen features are computed once and cached; the others train on images.
+        lora_rank: of the adapters.
+    """
+
+    readout: str = "pooled"
+    adaptation: str = "frozen"
+    lora_rank: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        readout_entry(self.readout)
+        if self.adaptation not in ADAPTATIONS:
+            raise ValueError(f"backbone.adaptation={self.adaptation}: expected one of {', '.join(ADAPTATIONS)}")
+        if self.lora_rank < 1:
+            raise ValueError(f"backbone.lora_rank={self.lora_rank}: expected at least 1")
+
+    @property
+    def latents(self) -> int:
+        """L, how many of the encoder's outputs over time one prediction reads."""
+        return self.history if readout_entry(self.readout).over_time else 1
+
+
+@dataclass
+class Condition:
+    """What a policy acts on. `views` is None for a policy that sees no images."""
+
+    state: Float[Tensor, "B S"]
+    views: Float[Tensor, "B V K C"] | None
+
+    @property
+    def vector(self) -> Float[Tensor, "B N"]:
+        """[read-out of camera 1, ..., camera V, state]."""
+        return self.state if self.views is None else torch.cat([self.views.flatten(1), self.state], dim=-1)
 
 
 class Backbone(nn.Module):
-    """A frozen encoder per policy, shared by its cameras, beside normalized proprioception.
+    """One encoder, shared by the cameras; a read-out for each camera; normalized proprioception.
 
-    The condition vector is [readout of camera 1, ..., camera V, state]. Without an encoder it is the state.
+    A batch or an observation gives, by key:
+        "images/<camera>" uint8[B, To, H, W, 3], newest last; or, in their place, what `encode` made of them:
+        "features/<camera>" float[B, L, D] or [B, L, P, D], as the read-out needs;
+        "state" float32[B, S], raw; or "state/<name>" float32[B, To, d], whose newest are put side by side in the spec's order.
     """
 
-    def __init__(self, spec: PolicySpec, encoder: VideoEncoder | None, pooling: str) -> None:
+    def __init__(self, spec: PolicySpec, config: BackboneConfig, encoder: VideoEncoder | None) -> None:
         super().__init__()
         if (encoder is None) != (not spec.cameras):
-            raise ValueError(f"cameras={list(spec.cameras)} with encoder={encoder}: a policy has both or neither")
-        self.spec, self.pooling = spec, pooling
-        self.encoder = encoder.frozen() if encoder is not None else None
+            raise ValueError(
+                f"cameras={list(spec.cameras)} with encoder={encoder and encoder.spec.name}: a policy has both or neither"
+            )
+        if not spec.state_keys:
+            raise ValueError("state_keys=[]: a policy reads at least one state/<name> of its demonstrations")
+        if encoder is not None and spec.frames < config.latents:
+            raise ValueError(
+                f"frames={spec.frames}: readout={config.readout} reads {config.latents} latents, each of at least one frame"
+            )
+        self.spec, self.config = spec, config
+        self.needs = readout_entry(config.readout).needs
         self.state_normalizer = Normalizer(spec.state_dim)
-        uses_grid = encoder is not None and pooling == "grid"
-        self.readout = nn.Linear(encoder.spec.embed_dim, GRID_CHANNELS) if encoder is not None and uses_grid else None
+        self.encoder = None
+        self.readouts = nn.ModuleList()
+        if encoder is not None:
+            self.encoder_spec = encoder.spec
+            self.encoder = adapt(encoder, config.adaptation, config.lora_rank)
+            entry = readout_entry(config.readout)
+            sizes = ReadoutConfig(**{key: value for key, value in asdict(config).items() if key in _READOUT_FIELDS})
+            self.readouts = nn.ModuleList(entry.build(encoder.spec, sizes) for _ in spec.cameras)
 
     @property
-    def feature_dim(self) -> int:
-        """F, what `features` gives for all cameras together."""
-        if self.encoder is None:
-            return 0
-        spec = self.encoder.spec
-        places = spec.grid[1] * spec.grid[2] if self.pooling == "grid" else 1
-        return places * spec.embed_dim * len(self.spec.cameras)
+    def trains_encoder(self) -> bool:
+        return bool(self.spec.cameras) and self.config.adaptation != "frozen"
+
+    @property
+    def feature_shape(self) -> tuple[int, ...]:
+        """What one latent of one camera is: (D,) or (P, D)."""
+        _, rows, columns = self.encoder_spec.grid
+        width = self.encoder_spec.embed_dim
+        return (width,) if self.needs == "pooled" else (rows * columns, width)
+
+    @property
+    def places(self) -> int:
+        """K, vectors that one camera gives."""
+        return self.readouts[0].places if self.readouts else 0
+
+    @property
+    def width(self) -> int:
+        """C, their width."""
+        return self.readouts[0].width if self.readouts else 0
 
     @property
     def condition_dim(self) -> int:
-        width = self.feature_dim
-        if self.readout is not None:
-            width = width // self.readout.in_features * GRID_CHANNELS
-        return width + self.spec.state_dim
+        """Width of Condition.vector."""
+        return len(self.spec.cameras) * self.places * self.width + self.spec.state_dim
 
-    @torch.no_grad()
-    def features(self, images: Mapping[str, UInt8[Tensor, "B To H W 3"]]) -> Float[Tensor, "B F"]:
-        """What the frozen encoder makes of each camera, side by side. This is what the feature cache stores."""
-        assert self.encoder is not None
-        per_camera = []
+    def encode(
+        self, images: Mapping[str, UInt8[Tensor, "B To H W 3"]]
+    ) -> dict[str, Float[Tensor, "B L D"] | Float[Tensor, "B L P D"]]:
+        """ "features/<camera>" of the encoder for each camera. A frozen encoder's are what the feature cache stores."""
+        latents = self.config.latents
+        features = {}
         for camera in self.spec.cameras:
-            frames = fill_frames(images[f"images/{camera}"], self.encoder.spec.frames)
-            output = self.encoder(self.encoder.preprocess(frames))
-            newest = output.grid[1] * output.grid[2]
-            per_camera.append(output.pooled if self.pooling == "pooled" else output.tokens[:, -newest:].flatten(1))
-        return torch.cat(per_camera, dim=-1)
+            frames = fill_frames(images[f"images/{camera}"], self.spec.frames)
+            clips = frames.unfold(1, self.spec.frames - latents + 1, 1).movedim(-1, 2).flatten(0, 1)
+            features[f"features/{camera}"] = self.encode_clips(clips).unflatten(0, (-1, latents))
+        return features
 
-    def state(self, observation: Observation) -> Float[Tensor, "B S"]:
-        """The newest proprioception, raw, in the spec's order."""
+    def encode_clips(self, clips: UInt8[Tensor, "n t H W 3"]) -> Float[Tensor, "n D"] | Float[Tensor, "n P D"]:
+        """One latent, as the read-out needs it, of each clip; a clip shorter than the encoder's is filled with its oldest frame."""
+        assert self.encoder is not None
+        with torch.set_grad_enabled(self.trains_encoder and torch.is_grad_enabled()):
+            output = self.encoder(self.encoder.preprocess(fill_frames(clips, self.encoder_spec.frames)))
+        if self.needs == "pooled":
+            return output.pooled
+        return output.tokens[:, -(output.grid[1] * output.grid[2]) :]
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Condition:
+        state = batch["state"] if "state" in batch else self._newest_state(batch)
+        normalized = self.state_normalizer.normalize(state)
+        if not self.spec.cameras:
+            return Condition(state=normalized, views=None)
+        if f"features/{self.spec.cameras[0]}" not in batch:
+            batch = self.encode(batch)
+        views = [
+            readout(batch[f"features/{camera}"].to(state.dtype))
+            for camera, readout in zip(self.spec.cameras, self.readouts, strict=True)
+        ]
+        return Condition(state=normalized, views=torch.stack(views, dim=1))
+
+    def train(self, mode: bool = True) -> Backbone:
+        super().train(mode)
+        if self.encoder is not None:
+            self.encoder.eval()
+        return self
+
+    @contextmanager
+    def without_encoder(self) -> Iterator[None]:
+        """Within it the encoder is put aside: a head that trains on cached features moves, checkpoints and averages nothing else."""
+        encoder, self.encoder = self.encoder, None
+        try:
+            yield
+        finally:
+            self.encoder = encoder
+
+    def _newest_state(self, observation: Mapping[str, Tensor]) -> Float[Tensor, "B S"]:
         return torch.cat([observation[key][:, -1] for key in self.spec.state_keys], dim=-1)
 
-    def condition(self, features: Float[Tensor, "B F"] | None, state: Float[Tensor, "B S"]) -> Float[Tensor, "B C"]:
-        normalized = self.state_normalizer.normalize(state)
-        if features is None:
-            return normalized
-        features = features.to(state.dtype)
-        if self.readout is not None:
-            features = self.readout(features.unflatten(-1, (-1, self.readout.in_features))).flatten(1)
-        return torch.cat([features, normalized], dim=-1)
+
+_READOUT_FIELDS = tuple(ReadoutConfig.__dataclass_fields__)
 
 
 def fill_frames(images: UInt8[Tensor, "B To H W 3"], frames: int) -> UInt8[Tensor, "B T H W 3"]:

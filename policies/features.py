@@ -1,15 +1,26 @@
-"""Frozen features of every demonstration frame, computed once per (encoder, demonstrations, history) and memory-mapped."""
+"""What every demonstration frame gives, computed once and memory-mapped: frozen features, or decoded images for an encoder that is trained.
+
+<cache>/<key>/done.json           how many demonstrations are done, and what the key is of
+<cache>/<key>/<camera>.npy        one row a step, of all demonstrations in order
+
+A key is the hash of all that the rows depend on. A folder under its final name is whole; a job that was killed goes on with the first
+demonstration that is not done.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from tqdm import tqdm
 
 from policies.backbone import Backbone
@@ -17,64 +28,131 @@ from policies.chunking import history_offsets
 from policies.demos.hdf5 import DemoFile
 from pretrain.artifact import atomic_write_text
 
-BATCH = 32
+BATCH = 32  # clips the encoder sees at once
+
+# (demonstration, its step to begin with, the one to end before) -> rows by camera
+ComputeRows = Callable[[int, int, int], Mapping[str, np.ndarray]]
 
 
-def cache_key(backbone: Backbone, demos: DemoFile) -> str:
-    """What the features depend on: the encoder and its preprocessing, the demonstrations, the history, the pooling."""
+def demo_features(
+    backbone: Backbone, demos: DemoFile, cache: str | Path, label: str, *, half_tokens: bool = True
+) -> dict[str, np.ndarray]:
+    """The frozen encoder's output of all steps, by camera: float[sum(N), D] or [sum(N), P, D], memory-mapped read-only.
+
+    A row is of the images that the policy will have at that step in the environment, the oldest repeated at the start. It holds one latent; a
+    read-out over time takes several rows (`history_rows`), so pooled features serve "pooled" and "flare" alike, and tokens all of theirs.
+
+    Args:
+        half_tokens: tokens are kept as float16, at half the size; pooled features are always float32.
+    """
     assert backbone.encoder is not None
     spec = backbone.spec
-    text = [
-        backbone.encoder.spec.fingerprint(),
-        demos.sha256,
-        spec.cameras,
-        spec.frames,
-        spec.stride_steps,
-        backbone.pooling,
-    ]
-    return hashlib.sha256(json.dumps(text).encode()).hexdigest()[:32]
+    window = spec.frames - backbone.config.latents + 1
+    dtype = np.dtype(np.float16 if half_tokens and backbone.needs == "tokens" else np.float32)
+    key = {
+        "encoder": backbone.encoder.spec.fingerprint(),
+        "demos": demos.sha256,
+        "cameras": spec.cameras,
+        "frames": window,
+        "stride_steps": spec.stride_steps,
+        "needs": backbone.needs,
+        "dtype": dtype.name,
+    }
+    offsets = history_offsets(window, spec.stride_steps)
+    device = next(backbone.encoder.parameters(), torch.empty(0)).device
+
+    def compute(demo: int, begin: int, end: int) -> dict[str, np.ndarray]:
+        steps = np.maximum(np.arange(begin, end)[:, None] - offsets[None], 0)
+        needed, places = np.unique(steps, return_inverse=True)
+        rows = {}
+        for camera in spec.cameras:
+            images = torch.from_numpy(demos.frames(demo, camera, needed.tolist())[places.reshape(steps.shape)])
+            rows[camera] = backbone.encode_clips(images.to(device)).cpu().numpy()
+        return rows
+
+    shapes = dict.fromkeys(spec.cameras, backbone.feature_shape)
+    return _stored(Path(cache), key, shapes, dtype, demos.lengths, compute, f"features {label}")
 
 
-def demo_features(backbone: Backbone, demos: DemoFile, cache: str | Path, label: str) -> np.ndarray:
-    """Features of all steps of all demonstrations in order: float[sum(N), F], memory-mapped read-only.
+def demo_images(cameras: Sequence[str], demos: DemoFile, cache: str | Path, label: str) -> dict[str, np.ndarray]:
+    """The images of all steps, decoded, by camera: uint8[sum(N), H, W, 3], memory-mapped read-only: an encoder that is trained reads them at
+    random, again and again."""
 
-    A step's features see the same history that the policy will have in the environment: `frames` images `stride_steps` apart, the
-    oldest repeated at the start. Pooled features are stored as float32, grids of tokens as float16. Goes on after a kill with the first demonstration that is not done.
-    """
-    folder = Path(cache) / cache_key(backbone, demos)
-    if not (folder / "features.npy").exists():
-        _compute(backbone, demos, folder, label)
-    return np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+    def compute(demo: int, begin: int, end: int) -> dict[str, np.ndarray]:
+        return {camera: demos.frames(demo, camera, range(begin, end)) for camera in cameras}
+
+    key = {"demos": demos.sha256, "cameras": tuple(cameras), "needs": "images"}
+    shapes = {camera: demos.env_spec.observation[f"images/{camera}"].shape for camera in cameras}
+    return _stored(Path(cache), key, shapes, np.dtype(np.uint8), demos.lengths, compute, f"images {label}")
 
 
-def _compute(backbone: Backbone, demos: DemoFile, folder: Path, label: str) -> None:
+def history_rows(lengths: Sequence[int], count: int, stride_steps: int) -> Int[np.ndarray, "N L"]:
+    """For each step of all demonstrations the rows of its `count` history steps, oldest first, the first of its demonstration repeated."""
+    starts = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+    rows = np.arange(sum(lengths))[:, None] - history_offsets(count, stride_steps)[None]
+    return np.maximum(rows, starts[:, None])
+
+
+def _stored(
+    cache: Path,
+    key: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype,
+    lengths: Sequence[int],
+    compute: ComputeRows,
+    title: str,
+) -> dict[str, np.ndarray]:
+    text = json.dumps(key, sort_keys=True)
+    folder = cache / hashlib.sha256(text.encode()).hexdigest()[:32]
+    if not folder.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(folder.with_name(folder.name + ".lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # a second process that needs the same rows waits for them
+            if not folder.exists():
+                _compute(folder, json.loads(text), shapes, dtype, lengths, compute, title)
+    return {camera: np.load(_rows_file(folder, camera), mmap_mode="r", allow_pickle=False) for camera in shapes}
+
+
+def _compute(
+    folder: Path,
+    key: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype,
+    lengths: Sequence[int],
+    compute: ComputeRows,
+    title: str,
+) -> None:
     partial = folder.with_name(folder.name + ".partial")
     if partial.exists() and not (partial / "done.json").exists():
         shutil.rmtree(partial)
     partial.mkdir(parents=True, exist_ok=True)
-    shape = (sum(demos.lengths), backbone.feature_dim)
-    first = json.loads((partial / "done.json").read_text()) if (partial / "done.json").exists() else 0
-    path = partial / "features.npy"
-    dtype = np.float16 if backbone.pooling == "grid" else np.float32
-    rows = np.lib.format.open_memmap(path, mode="r+" if first else "w+", dtype=dtype, shape=None if first else shape)
-    start = sum(demos.lengths[:first])
-    progress = tqdm(total=shape[0], initial=start, desc=f"features {label}", unit="frame", disable=None)
-    for demo in range(first, len(demos)):
-        images = demos.observation(demo, [f"images/{camera}" for camera in backbone.spec.cameras])
-        for begin in range(0, demos.lengths[demo], BATCH):
-            end = min(begin + BATCH, demos.lengths[demo])
-            rows[start + begin : start + end] = _window_features(backbone, images, begin, end)
+    done = partial / "done.json"
+    first = json.loads(done.read_text())["demonstrations"] if done.exists() else 0
+    rows = {
+        camera: np.lib.format.open_memmap(
+            _rows_file(partial, camera),
+            mode="r+" if first else "w+",
+            dtype=dtype,
+            shape=None if first else (sum(lengths), *shape),
+        )
+        for camera, shape in shapes.items()
+    }
+    start = sum(lengths[:first])
+    progress = tqdm(total=sum(lengths), initial=start, desc=title, unit="frame", disable=None)
+    for demo in range(first, len(lengths)):
+        for begin in range(0, lengths[demo], BATCH):
+            end = min(begin + BATCH, lengths[demo])
+            for camera, values in compute(demo, begin, end).items():
+                rows[camera][start + begin : start + end] = values
             progress.update(end - begin)
-        rows.flush()
-        start += demos.lengths[demo]
-        atomic_write_text(partial / "done.json", json.dumps(demo + 1))
+        for array in rows.values():
+            array.flush()
+        start += lengths[demo]
+        atomic_write_text(done, json.dumps({"demonstrations": demo + 1, "key": key}))
     progress.close()
     del rows
     os.replace(partial, folder)
 
 
-def _window_features(backbone: Backbone, images: dict[str, np.ndarray], begin: int, end: int) -> np.ndarray:
-    """Features of steps begin..end-1 of one demonstration: float32[end - begin, F]."""
-    offsets = history_offsets(backbone.spec.frames, backbone.spec.stride_steps)
-    steps = np.maximum(np.arange(begin, end)[:, None] - offsets[None], 0)
-    return backbone.features({key: torch.from_numpy(values[steps]) for key, values in images.items()}).numpy()
+def _rows_file(folder: Path, camera: str) -> Path:
+    return folder / f"{camera.replace('/', '_')}.npy"

@@ -222,7 +222,8 @@ def restore_backbone(spec: PolicySpec, config: Mapping[str, Any], artifact: Arti
     if spec.cameras:
         stored = config["encoder"]
         encoder = ARCHITECTURES[stored["architecture"]](stored["config"], EncoderSpec.from_json(stored["spec"]))
-    return Backbone(spec, BackboneConfig(**config["backbone"]), encoder)
+    # An encoder that was trained acts as a frozen one: adapters are folded into its weights before it is saved.
+    return Backbone(spec, BackboneConfig(**{**config["backbone"], "adaptation": "frozen"}), encoder)
 
 
 # The CortexBench recipe; Adam at 1e-3 is R3M's too.

@@ -5,66 +5,111 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
+from envs.spec import EnvSpec
+from policies.act import ACTConfig, ACTPolicy
+from policies.adaptation import merge_adapters
+from policies.backbone import Backbone, BackboneConfig
 from policies.bc import BCConfig, BCPolicy
 from policies.demos.hdf5 import DemoFile
-from policies.demos.windows import training_rows
-from policies.features import demo_features
-from policies.policy import Policy, PolicySpec, policy_entry
+from policies.diffusion import DiffusionConfig, DiffusionPolicy
+from policies.ema import WeightAverage
+from policies.policy import POLICIES, Policy, PolicySpec, Recipe, policy_entry
+from policies.rows import TrainingRows, load_rows
 from pretrain.artifact import load_artifact, save_artifact
-from pretrain.batches import BatchPlan, SampleId
+from pretrain.batches import BatchPlan
 from pretrain.checkpoints import Progress, open_run, run_lock
 from pretrain.encoder import VideoEncoder, load_encoder
 from pretrain.loop import TrainerConfig, fit, make_fabric
 from pretrain.provenance import make_provenance
 
 NO_ENCODER = "none"
+PRIVILEGED_KEY = "state/full"
+OFF = -1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
+    """What `egoarm train` is asked for. Fields of Recipe that are None take the policy's own.
+
+    Attributes:
+        state_keys: the `state/<name>` that the policy reads; None: all of the demonstrations but the privileged state/full.
+        frames: images that one latent of the encoder is of, at most as many as it takes; None: as many.
+        ensemble_decay: below 0 turns temporal ensembling off.
+        steps: of training, in place of epochs.
+        half_tokens: cached tokens are float16.
+    """
+
     policy: str
     encoder: str
     encoder_seed: int
     demos: str
     out: str
     label: str | None
-    frames: int | None
-    stride_steps: int | None
-    chunk_steps: int
-    bc: BCConfig
-    epochs: int
-    batch_size: int
-    lr: float
     seed: int
     cache: str
     threads: int
+    state_keys: tuple[str, ...] | None = None
+    frames: int | None = None
+    stride_steps: int | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    bc: BCConfig = field(default_factory=BCConfig)
+    act: ACTConfig = field(default_factory=ACTConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    chunk_steps: int | None = None
+    execute_steps: int | None = None
+    ensemble_decay: float | None = None
+    epochs: int | None = None
+    steps: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    lr_schedule: str | None = None
+    warmup_steps: int | None = None
+    weight_decay: float | None = None
+    gradient_clip: float | None = None
+    ema_decay: float | None = None
+    precision: str = "auto"
+    accelerator: str = "auto"
+    half_tokens: bool = True
 
     def __post_init__(self) -> None:
-        policy_entry(self.policy)
-        for name in ("chunk_steps", "epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr}: expected a positive learning rate")
-        for name in ("frames", "stride_steps"):
+        if policy_entry(self.policy).recipe is None:
+            able = ", ".join(name for name, entry in POLICIES.items() if entry.recipe)
+            raise ValueError(f"policy={self.policy} is not trained by imitation; expected one of {able}")
+        for name in ("frames", "stride_steps", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1, or null")
+        if self.encoder == NO_ENCODER and self.backbone.adaptation != "frozen":
+            raise ValueError(
+                f"backbone.adaptation={self.backbone.adaptation} with encoder=none: there is nothing to adapt"
+            )
+        _ = self.recipe  # checks itself
+
+    @property
+    def recipe(self) -> Recipe:
+        own = policy_entry(self.policy).recipe
+        assert own is not None
+        given = {entry.name: getattr(self, entry.name) for entry in fields(Recipe)}
+        recipe = replace(own, **{name: value for name, value in given.items() if value is not None})
+        if self.execute_steps is None:
+            recipe = replace(recipe, execute_steps=min(recipe.execute_steps, recipe.chunk_steps))
+        if (recipe.ensemble_decay or 0) < 0 or (self.ensemble_decay is None and recipe.execute_steps > 1):
+            recipe = replace(recipe, ensemble_decay=None)
+        return recipe
 
     @property
     def content(self) -> dict[str, Any]:
-        """What the policy depends on, besides the data and the encoder's weights."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "cache", "threads", "demos")}
+        """What the policy depends on, besides its network, the data and the encoder's weights."""
+        left_out = ("out", "cache", "threads", "demos", "accelerator", "backbone", "bc", "act", "diffusion")
+        return {key: value for key, value in asdict(self).items() if key not in left_out} | asdict(self.recipe)
 
 
 def run(config: TrainConfig) -> Path:
@@ -78,21 +123,17 @@ def run(config: TrainConfig) -> Path:
             return Path(config.out)
         spec = _make_spec(config, encoder, demos)
         torch.manual_seed(config.seed)
-        policy = BCPolicy(spec, config.bc, encoder)
-        rows = training_rows(demos, spec.state_keys, spec.chunk_steps)
-        if encoder is not None:
-            features = demo_features(
-                policy.backbone, demos, config.cache, f"{stored['encoder']['label']} {demos.env_spec.task}"
-            )
-            rows["features"] = torch.from_numpy(np.array(features))
-        policy.backbone.state_normalizer.fit(rows["state"])
+        policy = build_policy(config, spec, encoder)
+        title = f"{stored['encoder']['label']} {demos.env_spec.task}"
+        rows = load_rows(policy, demos, config.cache, title, half_tokens=config.half_tokens)
+        policy.fit_normalizers(rows.state, rows.action, rows.action_is_pad)
         directory = metrics_path(config.out).parent
         with run_lock(directory):
             open_run(directory, json.loads(json.dumps(stored)))
-            progress = _fit(
-                policy, rows, config, directory, f"train {stored['encoder']['label']} {demos.env_spec.task}"
-            )
+            progress = _fit(policy, rows, config, directory, f"train {config.policy} {title}")
         policy = policy.cpu()
+        if policy.backbone.encoder is not None and config.backbone.adaptation == "lora":
+            merge_adapters(policy.backbone.encoder)
         sha256 = save_artifact(
             config.out,
             kind="policy",
@@ -110,7 +151,8 @@ def run(config: TrainConfig) -> Path:
         )
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)  # the artifact holds the last one
     print(
-        f"train: {config.policy} with {stored['encoder']['label']}, {progress.step} steps, sha256 {sha256[:12]} -> {config.out}"
+        f"train: {config.policy} with {stored['encoder']['label']}, {progress.step} steps in {progress.wall_time_s:.0f} s, "
+        f"sha256 {sha256[:12]} -> {config.out}"
     )
     return Path(config.out)
 
@@ -120,24 +162,55 @@ def metrics_path(policy: str | Path) -> Path:
     return Path(policy).with_name(Path(policy).name + ".training") / "metrics.jsonl"
 
 
+def build_policy(config: TrainConfig, spec: PolicySpec, encoder: VideoEncoder | None) -> Policy:
+    """The untrained policy."""
+    backbone = Backbone(spec, config.backbone, encoder)
+    if config.policy == "bc":
+        return BCPolicy(spec, config.bc, backbone)
+    if config.policy == "act":
+        return ACTPolicy(spec, config.act, backbone)
+    return DiffusionPolicy(spec, config.diffusion, backbone)
+
+
 def _make_spec(config: TrainConfig, encoder: VideoEncoder | None, demos: DemoFile) -> PolicySpec:
     env_spec = demos.env_spec
+    recorded = tuple(key for key in env_spec.observation if key.startswith("state/"))
+    state_keys = config.state_keys
+    if state_keys is None:
+        state_keys = tuple(key for key in recorded if key != PRIVILEGED_KEY)
+    if missing := [key for key in state_keys if key not in recorded]:
+        hint = f"; `egoarm demos privileged=true` records {PRIVILEGED_KEY}" if PRIVILEGED_KEY in missing else ""
+        raise ValueError(
+            f"state_keys: {config.demos} has no {', '.join(missing)}; there is: {', '.join(recorded)}{hint}"
+        )
+    if PRIVILEGED_KEY not in state_keys:
+        # A policy that does not read it must act where it is not to be had.
+        kept = {key: field for key, field in env_spec.observation.items() if key != PRIVILEGED_KEY}
+        env_spec = EnvSpec(**{**vars(env_spec), "observation": kept})
     frames, stride = 1, 1
     if encoder is not None:
+        if not env_spec.cameras:
+            raise ValueError(
+                f"encoder={config.encoder}: {config.demos} has no images; collect it with cameras, or use encoder=none"
+            )
         frames = config.frames or encoder.spec.frames
         if frames > encoder.spec.frames:
             raise ValueError(f"frames={frames}: the encoder {encoder.spec.name} takes {encoder.spec.frames}")
+        frames += config.backbone.latents - 1
         stride = config.stride_steps or (
             max(1, round(env_spec.control_hz / encoder.spec.fps)) if encoder.spec.fps else 1
         )
+    recipe = config.recipe
     return PolicySpec(
         policy=config.policy,
         env_spec=env_spec,
         cameras=() if encoder is None else env_spec.cameras,
-        state_keys=tuple(key for key in env_spec.observation if key.startswith("state/")),
+        state_keys=state_keys,
         frames=frames,
         stride_steps=stride,
-        chunk_steps=config.chunk_steps,
+        chunk_steps=recipe.chunk_steps,
+        execute_steps=recipe.execute_steps,
+        ensemble_decay=recipe.ensemble_decay,
     )
 
 
@@ -154,7 +227,8 @@ def _stored_config(config: TrainConfig, encoder: VideoEncoder | None, demos: Dem
         }
     return {
         "train": config.content,
-        "bc": asdict(config.bc),
+        "backbone": asdict(config.backbone),
+        config.policy: asdict(getattr(config, config.policy)),
         "encoder": described,
         "demos": {"path": config.demos, "sha256": demos.sha256, "level": demos.level, "seeds": demos.seeds},
     }
@@ -172,34 +246,47 @@ def _is_done(out: Path, stored: Mapping[str, Any]) -> bool:
     raise FileExistsError(f"{out} holds a policy of another {', '.join(differing)}; name another out= or delete it")
 
 
-def _fit(policy: Policy, rows: Mapping[str, Tensor], config: TrainConfig, directory: Path, title: str) -> Progress:
-    """Train the head at a constant learning rate for a fixed number of epochs, with the one training loop."""
-    count = len(rows["state"])
-    batch_size = min(config.batch_size, count)
-    trainer = TrainerConfig(
-        steps=config.epochs * (count // batch_size),
+def make_trainer(config: TrainConfig, count: int) -> TrainerConfig:
+    """The trainer of `count` rows: a fixed budget, chosen before anything is seen."""
+    recipe = config.recipe
+    batch_size = min(recipe.batch_size, count)
+    trains_encoder = config.backbone.adaptation != "frozen"
+    return TrainerConfig(
+        steps=config.steps or recipe.epochs * (count // batch_size),
         batch_size=batch_size,
-        learning_rate=config.lr,
-        final_learning_rate=config.lr,
-        warmup_steps=0,
-        weight_decay=0.0,
+        learning_rate=recipe.lr,
+        final_learning_rate=recipe.lr if recipe.lr_schedule == "constant" else 0.0,
+        warmup_steps=recipe.warmup_steps,
+        weight_decay=recipe.weight_decay,
         beta2=0.999,
-        gradient_clip=0.0,
-        threads=1,  # the head's matrices are so small that a second thread costs more than it saves
-        checkpoint_every=2000,
-    )
-    return fit(
-        fabric=make_fabric(trainer),
-        model=policy,
-        compute_loss=lambda model, batch: model(batch),
-        load=partial(_rows, rows),
-        plan=BatchPlan(indices=tuple(range(count)), batch_size=batch_size, seed=config.seed),
-        trainer=trainer,
-        directory=directory,
-        title=title,
+        gradient_clip=recipe.gradient_clip,
+        precision=config.precision,
+        accelerator=config.accelerator,
+        # A head's matrices are so small that a second thread costs more than it saves.
+        threads=config.threads if trains_encoder else 1,
+        checkpoint_every=250 if trains_encoder else 2000,
     )
 
 
-def _rows(rows: Mapping[str, Tensor], samples: Sequence[SampleId]) -> dict[str, Tensor]:
-    index = torch.tensor([row for row, _ in samples])
-    return {key: values[index] for key, values in rows.items()}
+def _fit(policy: Policy, rows: TrainingRows, config: TrainConfig, directory: Path, title: str) -> Progress:
+    """Train for a fixed number of steps, with the one training loop."""
+    trainer = make_trainer(config, len(rows.state))
+    decay = config.recipe.ema_decay
+    model = WeightAverage(policy, decay) if decay else policy
+    backbone = policy.backbone
+    assert isinstance(backbone, Backbone)
+    with nullcontext() if backbone.trains_encoder else backbone.without_encoder():
+        progress = fit(
+            fabric=make_fabric(trainer),
+            model=model,
+            compute_loss=lambda wrapped, batch: wrapped(batch),
+            load=rows.load,
+            plan=BatchPlan(indices=tuple(range(len(rows.state))), batch_size=trainer.batch_size, seed=config.seed),
+            trainer=trainer,
+            directory=directory,
+            title=title,
+            after_step=model.update if isinstance(model, WeightAverage) else lambda: None,
+        )
+    if isinstance(model, WeightAverage):
+        model.apply()
+    return progress

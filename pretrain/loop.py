@@ -173,6 +173,7 @@ def fit(
     title: str,
     milestones: Collection[int] = (),
     on_milestone: Callable[[Progress], None] = lambda progress: None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Progress:
     """Trains `model` in place up to trainer.steps, from the newest checkpoint in `directory` if there is one.
 
@@ -182,6 +183,8 @@ def fit(
         load: makes the batch of a list of sample ids; a pure function of them.
         milestones: steps after which the first process calls `on_milestone`, before that step's checkpoint is written: a
             run killed in between does it again.
+        after_step: called after each optimizer step, before anything is saved. What it changes must be in the model's state, as an
+            average of the weights is, so that a resumed run goes on with it.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C or a polite kill, after a checkpoint was written.
@@ -226,6 +229,7 @@ def fit(
                     norm = fabric.clip_gradients(wrapped, wrapped_optimizer, max_norm=trainer.gradient_clip)
                     scalars = {**scalars, "gradient_norm": norm if isinstance(norm, Tensor) else torch.zeros(())}
                 wrapped_optimizer.step()
+                after_step()
                 done, elapsed = step + 1, time.monotonic() - began
                 progress = Progress(step=done, wall_time_s=seconds_before + elapsed)
                 last = done == trainer.steps
