@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from policies.ensembling import TemporalEnsemble
 from policies.policy import Policy
 
 
@@ -20,11 +21,14 @@ class ActionChunker:
     """Feeds a stateless policy step by step over B envs in lockstep.
 
     Keeps the last (frames - 1) * stride + 1 images of each env and hands the policy To = frames of them, the oldest repeated at
-    an episode's start; runs the first `execute_steps` actions of each predicted chunk before predicting again.
+    an episode's start; runs the first `execute_steps` actions of each predicted chunk before predicting again (None: as the policy's
+    spec says, with its temporal ensembling).
     """
 
-    def __init__(self, policy: Policy, n_envs: int, *, execute_steps: int = 1, seed: int = 0) -> None:
+    def __init__(self, policy: Policy, n_envs: int, *, execute_steps: int | None = None, seed: int = 0) -> None:
         spec = policy.spec
+        ensembles = execute_steps is None and spec.ensemble_decay is not None
+        execute_steps = spec.execute_steps if execute_steps is None else execute_steps
         if not 1 <= execute_steps <= spec.chunk_steps:
             raise ValueError(f"execute_steps={execute_steps}: the policy predicts chunks of {spec.chunk_steps} steps")
         self.policy, self.execute_steps = policy, execute_steps
@@ -36,6 +40,11 @@ class ActionChunker:
         self._queue = np.zeros((n_envs, execute_steps, spec.action_dim), dtype=np.float32)
         self._queued = np.zeros(n_envs, dtype=np.int64)
         self._n_envs = n_envs
+        self._ensemble = (
+            TemporalEnsemble(n_envs, spec.chunk_steps, spec.action_dim, spec.ensemble_decay or 0.0)
+            if ensembles
+            else None
+        )
 
     @torch.no_grad()
     def act(
@@ -59,6 +68,9 @@ class ActionChunker:
         empty = self._queued[rows] == 0
         if empty.any():
             chunk = self._predict(observation, rows, np.flatnonzero(empty))
+            if self._ensemble is not None:  # asked at every step, so every row is here
+                self._ensemble.reset(fresh)
+                chunk = self._ensemble.act(chunk, rows)[:, None]
             self._queue[rows[empty]] = chunk[:, : self.execute_steps]
             self._queued[rows[empty]] = self.execute_steps
         action = self._queue[rows, self.execute_steps - self._queued[rows]]
