@@ -121,17 +121,11 @@ def default_out(header: Mapping[str, Any]) -> Path:
 
 
 def _check_env(policy: Policy, header: Mapping[str, Any], where: str) -> None:
-    size = image_size(policy)
-    env = make_env(header["task"], level=header["level"], image_size=size)
+    env = make_env(header["task"], level=header["level"], **policy.spec.env_options)
     try:
         policy.spec.check_env(env.env_spec, where)
     finally:
         env.close()
-
-
-def image_size(policy: Policy) -> int:
-    """Pixels of the images of the contract that the policy was trained under."""
-    return next(field.shape[0] for key, field in policy.spec.env_spec.observation.items() if key.startswith("images/"))
 
 
 def _partial(out: Path) -> Path:
@@ -158,7 +152,7 @@ def _episodes(config: EvalConfig, policy: Policy, header: Mapping[str, Any], out
         size = max(map(len, waves))
         with VectorEnv(
             header["task"], n_envs=size, n_workers=min(workers, size), level=header["level"],
-            cameras=None if render else (), image_size=image_size(policy),
+            **(policy.spec.env_options | ({} if render else {"cameras": ()})),
         ) as env:  # fmt: skip
             for wave in waves:
                 filmed = [seed for seed in wave if seed in seeds[: config.videos]]

@@ -75,6 +75,16 @@ class PolicySpec:
     def state_dim(self) -> int:
         return sum(self.env_spec.observation[key].shape[0] for key in self.state_keys)
 
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """What `envs.tasks.make_env` and VectorEnv take to make an environment of this contract, besides the task and the level."""
+        images = [field.shape[0] for key, field in self.env_spec.observation.items() if key.startswith("images/")]
+        options: dict[str, Any] = {
+            "cameras": self.env_spec.cameras,
+            "privileged": "state/full" in self.env_spec.observation,
+        }
+        return options | ({"image_size": images[0]} if images else {})
+
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "env_spec": self.env_spec.to_json(), "env_hash": self.env_spec.schema_hash()}
 
