@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from concurrent.futures import ProcessPoolExecutor
+from collections import Counter
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 from tqdm import tqdm
 
 from envs.tasks import find_level, find_task, make_env
-from policies.demos.hdf5 import DemoFile, Episode, write_episode, write_header
+from policies.demos.attempts import held_attempt, workers
+from policies.demos.hdf5 import DemoFile, write_episode, write_header
 from pretrain.artifact import atomic_write_text
-from pretrain.workers import start_worker
 
 DEMO_SEEDS = range(0, 100_000)  # evaluation draws from other ranges, see eval_robot/protocol.py
+AUDIT_SEEDS = range(300_000, 400_000)  # experts are audited here
 MAX_ATTEMPTS_PER_DEMO = 4
 IMAGE_SIZES = range(16, 1025)  # what software GL draws in reasonable time, and a file holds
 
@@ -101,79 +100,52 @@ def _open_parts(out: Path, config: DemosConfig) -> Path:
     return parts
 
 
-def _collect(config: DemosConfig, parts: Path) -> tuple[list[int], list[int]]:
-    """Attempt seeds in order, a wave of workers at a time, until enough have succeeded; (kept, failed) seeds."""
-    workers = config.workers or os.cpu_count() or 1
+def _collect(config: DemosConfig, parts: Path) -> tuple[list[int], dict[int, str]]:
+    """Attempt seeds in order, a wave of workers at a time, until enough have succeeded: kept seeds, and failed seeds with their reasons."""
     kept: list[int] = []
-    failed: list[int] = []
+    failed: dict[int, str] = {}
     seed = config.first_seed
     progress = tqdm(total=config.episodes, desc=f"demos {config.task}", unit="demo", disable=None)
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=start_worker) as pool:
+    with workers(config.workers or os.cpu_count() or 1) as pool:
         while len(kept) < config.episodes:
             if len(failed) > (MAX_ATTEMPTS_PER_DEMO - 1) * config.episodes:
+                reason, count = Counter(failed.values()).most_common(1)[0]
                 raise RuntimeError(
-                    f"the expert of {config.task} failed on {len(failed)} of {len(failed) + len(kept)} seeds; no demonstrations made"
+                    f"the expert of {config.task} failed on {len(failed)} of {len(failed) + len(kept)} seeds ({count} times: {reason}); "
+                    "no demonstrations made"
                 )
             wave = range(seed, seed + config.episodes - len(kept))
             seed = wave.stop
-            for attempt, success in zip(
-                wave, pool.map(_attempt, *zip(*[(config, str(parts), s) for s in wave], strict=True)), strict=True
-            ):
-                (kept if success else failed).append(attempt)
-                progress.update(int(success))
+            outcomes = pool.map(_attempt, *zip(*[(config, str(parts), s) for s in wave], strict=True))
+            for tried, reason in zip(wave, outcomes, strict=True):
+                if reason:
+                    failed[tried] = reason
+                else:
+                    kept.append(tried)
+                progress.update(int(not reason))
     progress.close()
     return kept, failed
 
 
-_ENV: dict[str, Any] = {}  # the worker process's env, made once
-
-
-def _attempt(config: DemosConfig, parts: str, seed: int) -> bool:
-    """Roll the expert out on one seed; its episode goes to a part file if it succeeds. Returns the success."""
+def _attempt(config: DemosConfig, parts: str, seed: int) -> str:
+    """Attempt one seed; its episode goes to a part file if it succeeds. Returns why it failed, empty for a success."""
     part, failure = Path(parts) / f"seed-{seed:06d}.hdf5", Path(parts) / f"seed-{seed:06d}.failed"
-    if part.exists() or failure.exists():
-        return part.exists()
-    if config.task not in _ENV:
-        _ENV[config.task] = make_env(config.task, **config.env_options)
-    episode = rollout_expert(_ENV[config.task], config.task, seed)
-    if episode is None:
-        atomic_write_text(failure, "")
-        return False
+    if part.exists():
+        return ""
+    if failure.exists():
+        return failure.read_text()
+    result = held_attempt(config.task, config.env_options, seed)
+    if not result.success or result.episode is None:
+        atomic_write_text(failure, result.reason)
+        return result.reason
     temporary = part.with_suffix(f".tmp-{os.getpid()}")
     with h5py.File(temporary, "w") as file:
-        write_episode(file.create_group("demo"), episode)
+        write_episode(file.create_group("demo"), result.episode)
     os.replace(temporary, part)
-    return True
+    return ""
 
 
-def rollout_expert(env: Any, task: str, seed: int) -> Episode | None:
-    """One episode of the task's expert, or None if it does not succeed within the horizon."""
-    from envs.experts import make_expert
-
-    observation, info = env.reset(seed=seed)
-    expert = make_expert(task, env)
-    expert.reset()
-    steps: list[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, float, bool]] = []
-    terminated = truncated = False
-    while not (terminated or truncated):
-        state = env.state()
-        action = np.clip(np.asarray(expert.act(env), dtype=np.float32), -1.0, 1.0)
-        following, reward, terminated, truncated, info = env.step(action)
-        steps.append((observation, action, state, float(reward), bool(terminated or truncated)))
-        observation = following
-    if not info["success"]:
-        return None
-    return Episode(
-        seed=seed,
-        observation={key: np.stack([step[0][key] for step in steps]) for key in steps[0][0]},
-        actions=np.stack([step[1] for step in steps]),
-        states=np.stack([step[2] for step in steps]),
-        rewards=np.array([step[3] for step in steps], dtype=np.float32),
-        dones=np.array([step[4] for step in steps], dtype=np.int64),
-    )
-
-
-def _merge(config: DemosConfig, out: Path, parts: Path, kept: list[int], failed: list[int]) -> None:
+def _merge(config: DemosConfig, out: Path, parts: Path, kept: list[int], failed: dict[int, str]) -> None:
     env = make_env(config.task, **config.env_options)
     env.close()
     temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
@@ -191,7 +163,7 @@ def _merge(config: DemosConfig, out: Path, parts: Path, kept: list[int], failed:
                 total=total,
                 image_size=config.image_size,
                 seeds=kept,
-                extra={"config": config.content, "failures": failed},
+                extra={"config": config.content, "failures": {str(seed): reason for seed, reason in failed.items()}},
             )
         os.replace(temporary, out)
     finally:
