@@ -11,6 +11,7 @@ import numpy as np
 
 from envs.rendering import QUALITIES, Renderer
 from envs.shifts import Appearance, AppearanceLevel
+from envs.shifts_scenery import Scenery
 from envs.spec import EnvSpec, FieldSpec, image_field
 
 
@@ -67,7 +68,8 @@ class ManipulationEnv(gymnasium.Env):
     - `info["success"]` is always a bool. After `reset`, `info["seed"]` is the episode's seed and `info["initial_state_hash"]` the hex sha256 of
       the physical state at its start.
     - Without a seed, `reset` draws one from the generator that the last seeded `reset` started.
-    - Observations are new arrays each time.
+    - Observations are new arrays each time. Drawing is most of a step's cost: with `images=False`, `reset` and `step` draw nothing and leave the
+      `images/...` keys out. What is not drawn changes nothing else.
 
     Use `envs.tasks.make_env` to make one.
     """
@@ -92,6 +94,8 @@ class ManipulationEnv(gymnasium.Env):
         self.simulation = simulation
         self.level = level
         self._appearance = Appearance(simulation.model)
+        # What an episode's frames show besides the model, for those who draw it themselves.
+        self.scenery: Scenery | None = None
         self._cameras = cameras
         self._image_size = image_size
         self._quality = quality
@@ -117,9 +121,9 @@ class ManipulationEnv(gymnasium.Env):
         self.action_space = _space_of(simulation.action_field)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None, images: bool = True
     ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        """Start an episode; see the class for what is in `info`.
+        """Start an episode; see the class for what is in `info` and for `images`.
 
         Raises:
             ValueError: a negative seed.
@@ -129,9 +133,9 @@ class ManipulationEnv(gymnasium.Env):
         super().reset(seed=seed)
         episode_seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         self.simulation.reset(episode_seed)
-        self._appearance.redraw(self.level, episode_seed)
-        # Cameras and lights in data follow the model only after this; the physical state is already final.
-        mujoco.mj_camlight(self.simulation.model, self.simulation.data)
+        # The physical state is already final.
+        self._appearance.redraw(self.level, episode_seed, self.simulation.data)
+        self.scenery = self._appearance.scenery(self.level, episode_seed, self.simulation.data, self._cameras)
         self._steps = 0
         self._needs_reset = False
         state = np.ascontiguousarray(self.simulation.physics_state(), dtype=np.float64)
@@ -140,10 +144,12 @@ class ManipulationEnv(gymnasium.Env):
             "seed": episode_seed,
             "initial_state_hash": hashlib.sha256(state.tobytes()).hexdigest(),
         }
-        return self._observe(), info
+        return self._observe(images), info
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
-        """Apply `action` (clipped to [-1, 1]) for one control step.
+    def step(
+        self, action: np.ndarray, *, images: bool = True
+    ) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
+        """Apply `action` (clipped to [-1, 1]) for one control step; see the class for `images`.
 
         Raises:
             ValueError: wrong shape, or not finite.
@@ -166,7 +172,7 @@ class ManipulationEnv(gymnasium.Env):
         terminated = bool(success)
         truncated = not terminated and self._steps >= self.env_spec.horizon_steps
         self._needs_reset = terminated or truncated
-        return self._observe(), float(reward), terminated, truncated, {"success": terminated}
+        return self._observe(images), float(reward), terminated, truncated, {"success": terminated}
 
     def state(self) -> np.ndarray:
         """The physical state, float64, for demonstration files; its meaning is the suite's."""
@@ -199,8 +205,8 @@ class ManipulationEnv(gymnasium.Env):
         self._renderer = None
         self.simulation.close()
 
-    def _observe(self) -> dict[str, np.ndarray]:
-        observation = {f"images/{camera}": self._draw(camera) for camera in self._cameras}
+    def _observe(self, images: bool) -> dict[str, np.ndarray]:
+        observation = {f"images/{camera}": self._draw(camera) for camera in self._cameras if images}
         state = {f"state/{name}": value for name, value in self.simulation.state_observation().items()}
         if self._privileged:
             state["state/full"] = self.simulation.full_state()
@@ -211,7 +217,7 @@ class ManipulationEnv(gymnasium.Env):
         return observation
 
     def _draw(self, camera: str) -> np.ndarray:
-        return self.renderer.render(self.simulation.model, self.simulation.data, camera)["rgb"]
+        return self.renderer.render(self.simulation.model, self.simulation.data, camera, scenery=self.scenery)["rgb"]
 
 
 def _space_of(field: FieldSpec) -> gymnasium.spaces.Box:

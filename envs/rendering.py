@@ -19,6 +19,8 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from envs.shifts_scenery import PatternBank, Scenery
+
 # Names the back-end that a parent process has already tried, so that spawned workers need not try it again.
 _TRIED_VARIABLE = "EGOARM_GL_TRIED"
 _REMEDY = {
@@ -190,6 +192,7 @@ class Renderer:
         self._camera = mujoco.MjvCamera()
         self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._context: Any = None
+        self._patterns: PatternBank | None = None
         self._gl: Any = _make_gl_context(width, height)
         try:
             self._gl.make_current()
@@ -223,6 +226,8 @@ class Renderer:
         data: mujoco.MjData,
         camera: str | int,
         modalities: Sequence[str] = ("rgb",),
+        *,
+        scenery: Scenery | None = None,
     ) -> dict[str, np.ndarray]:
         """Draw the state in `data` as `camera` sees it.
 
@@ -231,6 +236,7 @@ class Renderer:
             data: its state, after `mj_forward`.
             camera: a camera's name or id; -1 is the free camera.
             modalities: any of "rgb", "depth", "segmentation".
+            scenery: what is drawn over and beside the model; see `envs.shifts`.
 
         Returns:
             New arrays, row 0 at the top: "rgb" uint8[H, W, 3]; "depth" float32[H, W], metres along the optical axis, the far plane's distance
@@ -254,6 +260,10 @@ class Renderer:
         mujoco.mjv_updateScene(
             model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
         )
+        if scenery is not None:
+            if self._patterns is None:
+                self._patterns = PatternBank(self._context)
+            scenery.draw_into(self._scene, self._patterns)
         flags = self._scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self._settings.shadows
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self._settings.reflections
@@ -317,9 +327,11 @@ class Renderer:
         if self._gl is not None:
             if self._context is not None:
                 self._gl.make_current()
+                if self._patterns is not None:
+                    self._patterns.free()
                 self._context.free()
             self._gl.free()
-        self._context = self._gl = None
+        self._context = self._patterns = self._gl = None
         _open_renderers.discard(self)
 
     def __enter__(self) -> Renderer:

@@ -7,7 +7,7 @@ from types import ModuleType
 
 from envs.env import ManipulationEnv, Simulation
 from envs.rendering import Renderer
-from envs.shifts import LEVELS, AppearanceLevel
+from envs.shifts import AppearanceLevel, parse_level
 from envs.suites import metaworld, toy
 from envs.task import Task
 
@@ -31,16 +31,12 @@ def find_task(task: str) -> Task:
 
 
 def find_level(level: str) -> AppearanceLevel:
-    """The appearance level of that name.
+    """The appearance level of that name, with its shifts, e.g. `varied-1+camera-2`.
 
     Raises:
-        ValueError: no such level.
+        ValueError: no such level or shift.
     """
-    if level not in LEVELS:
-        close = difflib.get_close_matches(level, LEVELS, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"unknown appearance level {level!r}; {hint}The levels are: {', '.join(LEVELS)}")
-    return LEVELS[level]
+    return parse_level(level)
 
 
 def make_simulation(task: str) -> Simulation:
@@ -63,7 +59,7 @@ def make_env(
 
     Args:
         task: a key of `TASKS`.
-        level: a key of `envs.shifts.LEVELS`.
+        level: a key of `envs.shifts.LEVELS`, followed by `+` and a key of `envs.shifts.SHIFTS` for each shift on top of it.
         cameras: names of the model's cameras; None takes the row's, () draws nothing and needs no GL.
         image_size: side of the square images in pixels.
         quality: a key of `envs.rendering.QUALITIES`.

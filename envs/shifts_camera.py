@@ -1,0 +1,111 @@
+"""Moving a camera about the place that it looks at, so that the task stays in view."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+
+from envs.shifts_view import FixedCamera, look
+
+# An orbit keeps the camera's elevation above the horizon within these, or where it was if that is outside.
+_ELEVATION_DEG = (15.0, 75.0)
+_TRIES = 24
+_GRID = 32  # rays a side of the image
+_SEEN = 3  # rays that must meet a task object before its staying in view is watched
+# Of the rays that met a task object before, so many must meet it from a new place for that to be good enough.
+_STILL_SEEN = 0.6
+
+
+def orbited(
+    position: np.ndarray, rotation: np.ndarray, pivot: np.ndarray, *, angle: float, bearing: float, back: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """A camera's pose after it has gone `angle` radians about `pivot` and `back` metres away from it.
+
+    Args:
+        position: of the camera in the world, [3].
+        rotation: its axes as columns (image right, image up, backwards), [3, 3].
+        pivot: the point that it goes round, [3].
+        angle: great-circle angle, seen from the pivot, between where it was and where it goes.
+        bearing: the direction in which it sets out: 0 is to the right of one who faces the pivot, pi / 2 is up.
+        back: metres.
+
+    Returns:
+        Position and rotation. A camera that was level stays level, and the pivot stays where it was in the image but for `back`.
+    """
+    distance = np.linalg.norm(position - pivot)
+    outward = (position - pivot) / distance
+    # Seen from straight above, the world's up says nothing: the image's up stands in.
+    up = np.array([0.0, 0.0, 1.0]) if abs(outward[2]) < np.cos(np.radians(10)) else rotation[:, 1]
+    before = _level_frame(outward, up)
+    heading = np.cos(bearing) * before[:, 0] + np.sin(bearing) * before[:, 1]
+    turned = np.cos(angle) * outward + np.sin(angle) * heading
+    turn = _level_frame(turned, up) @ before.T
+    return pivot + turn @ (position - pivot) * (1 + back / distance), turn @ rotation
+
+
+def _level_frame(outward: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Columns right, up, outward: orthonormal, right-handed, the first at right angles to `up`."""
+    right = np.cross(up, outward)
+    right /= np.linalg.norm(right)
+    return np.column_stack([right, np.cross(outward, right), outward])
+
+
+def orbit_camera(
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    camera: FixedCamera,
+    random: np.random.Generator,
+    *,
+    angle: float,
+    back: float,
+) -> None:
+    """Move `camera` by exactly `angle` radians and `back` metres in a direction that `random` draws.
+
+    Of 24 directions the first is taken from which each task object that was seen still is, by most of what was seen of it; where there is none
+    such, the one that is best for the object that fares worst and for all of them together.
+
+    Args:
+        data: the episode's first state, after `mj_kinematics` and `mj_camlight`.
+    """
+    bearings = random.uniform(
+        0, 2 * np.pi, size=_TRIES
+    )  # all at once: what follows in the stream does not depend on the choice
+    pose = camera.world_pose(data)
+    seen = _seen_of_task(model, data, camera, pose)
+    low, high = np.radians(_ELEVATION_DEG)
+    now = _elevation(pose[0], camera.pivot)
+    best, best_score = pose, -np.inf
+    for bearing in bearings:
+        moved = orbited(*pose, camera.pivot, angle=angle, bearing=bearing, back=back)
+        elevation = _elevation(moved[0], camera.pivot)
+        beyond = max(min(low, now) - elevation, elevation - max(high, now), 0.0)
+        # Out of bounds in every direction is near enough impossible; the least of it would be taken.
+        least, mean = (-beyond, -beyond) if beyond else _still_seen(seen, _seen_of_task(model, data, camera, moved))
+        if least + mean > best_score:
+            best, best_score = moved, least + mean
+        if least >= _STILL_SEEN:
+            break
+    camera.move(model, data, *best)
+
+
+def _elevation(position: np.ndarray, pivot: np.ndarray) -> float:
+    outward = position - pivot
+    return float(np.arcsin(outward[2] / np.linalg.norm(outward)))
+
+
+def _seen_of_task(
+    model: mujoco.MjModel, data: mujoco.MjData, camera: FixedCamera, pose: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """How many rays of a grid meet each body's task geoms, [nbody]."""
+    view = look(model, data, *pose, model.cam_fovy[camera.id], _GRID)
+    bodies = model.geom_bodyid[view.geoms[view.shows(camera.task)]]
+    return np.bincount(bodies, minlength=model.nbody)
+
+
+def _still_seen(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """The smallest and the mean share of a body that is seen as before, at most 1, among those that were seen; 1 without any."""
+    watched = before >= _SEEN
+    if not watched.any():
+        return 1.0, 1.0
+    shares = np.minimum(after[watched] / before[watched], 1.0)
+    return float(shares.min()), float(shares.mean())
