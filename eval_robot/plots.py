@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -14,6 +15,7 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from eval_robot.compare import Comparison
+from eval_robot.stats import wilson_interval
 
 COLOURS = ("#9aa7b2", "#e0a458", "#0b6e99", "#2d9d5c", "#8661c1", "#c0504d")
 LOSSES = ("loss", "contrastive", "depth")
@@ -61,6 +63,47 @@ def learning_curves(paths: Sequence[str | Path]) -> Figure:
     return figure
 
 
+def success_curves(runs: Mapping[str, str | Path]) -> Figure:
+    """One panel a run of reinforcement learning, label -> metrics.jsonl: success of the training episodes and on selection seeds."""
+    with plt.rc_context(_STYLE):
+        columns = min(3, len(runs))
+        rows = -(-len(runs) // columns)
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(4.1 * columns, 2.8 * rows), squeeze=False, layout="constrained"
+        )
+        for axis, (label, path) in zip(axes.flat, runs.items(), strict=False):
+            log = read_rows(path)
+            training = [(row["step"], 100 * row["train_success"]) for row in log if "train_success" in row]
+            chosen = [row for row in log if "eval_success" in row]
+            axis.plot(*zip(*training, strict=True), color=COLOURS[0], linewidth=1.2, label="training episodes")
+            if chosen:
+                steps = [row["step"] for row in chosen]
+                rates = [100 * row["eval_success"] for row in chosen]
+                bounds = [
+                    wilson_interval(round(row["eval_success"] * row["eval_episodes"]), int(row["eval_episodes"]))
+                    for row in chosen
+                ]
+                below = [rate - 100 * low for rate, (low, _) in zip(rates, bounds, strict=True)]
+                above = [100 * high - rate for rate, (_, high) in zip(rates, bounds, strict=True)]
+                axis.errorbar(
+                    steps, rates, [below, above], color=COLOURS[2], linewidth=1.4, marker="o", markersize=3, capsize=2,
+                    label="selection seeds (Wilson 95 %)",
+                )  # fmt: skip
+            axis.set_title(label, fontsize=8)
+            axis.set_xlabel("environment steps")
+            axis.set_ylabel("success rate, %")
+            axis.set_ylim(-3, 103)
+            axis.legend(frameon=False, fontsize=7)
+        for axis in axes.flat[len(runs) :]:
+            axis.set_axis_off()
+    return figure
+
+
+def is_success_curve(path: str | Path) -> bool:
+    """Whether the training log of a policy tells how success grew with the environment's steps."""
+    return Path(path).is_file() and any("train_success" in row for row in read_rows(path))
+
+
 def _run_name(path: Path) -> str:
     run = path.parent
     return f"{run.parent.name} / {run.stem}" if run.suffix == ".training" else run.name
@@ -69,15 +112,22 @@ def _run_name(path: Path) -> str:
 def read_metrics(path: str | Path) -> dict[str, list[tuple[int, float]]]:
     """Series of a training log: {name: [(step, value), ...]} for the names in LOSSES, where positive."""
     series: dict[str, list[tuple[int, float]]] = {}
-    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error}); train again") from error
+    for row in read_rows(path):
         for name, value in row.items():
             if name in LOSSES and isinstance(value, int | float) and value > 0:
                 series.setdefault(name, []).append((int(row["step"]), float(value)))
     return series
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """Rows of a training log. Raises ValueError naming the line that is not JSON."""
+    rows = []
+    for number, line in enumerate(Path(path).read_text().splitlines(), start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error}); train again") from error
+    return rows
 
 
 def to_svg(figure: Figure) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval_robot.compare import Cell, Comparison, compare
-from eval_robot.plots import learning_curves, success_bars, to_svg
+from eval_robot.plots import is_success_curve, learning_curves, success_bars, success_curves, to_svg
 from eval_robot.records import EvalReport, load_report
 from eval_robot.rollout import video_path
-from pretrain.artifact import atomic_write_text
+from pretrain.artifact import TRAIN_STATE_DIRECTORY, atomic_write_text
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
@@ -37,6 +37,7 @@ def run(config: ReportConfig) -> Path:
     """Write the page."""
     reports = [load_report(path) for path in config.reports]
     comparison = compare(reports, config.reference)
+    training = _training_logs(reports)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     page = environment.get_template("report.html").render(
         title=config.title,
@@ -48,7 +49,8 @@ def run(config: ReportConfig) -> Path:
         findings=findings(comparison),
         rows=_rows(comparison),
         bars=to_svg(success_bars(comparison)),
-        curves=to_svg(learning_curves(config.curves)) if config.curves else "",
+        curves=(to_svg(learning_curves(config.curves)) if config.curves else "")
+        + (to_svg(success_curves(training)) if training else ""),
         films=_films(config.reports, reports, comparison, config.videos),
         provenance=[_provenance(report) for report in reports],
         versions=", ".join(f"{name} {version}" for name, version in sorted(reports[0].header["versions"].items())),
@@ -56,6 +58,15 @@ def run(config: ReportConfig) -> Path:
     atomic_write_text(config.out, page)
     print(f"report: {Path(config.out).resolve()}")
     return Path(config.out)
+
+
+def _training_logs(reports: Sequence[EvalReport]) -> dict[str, Path]:
+    """The training logs that policies of reinforcement learning hold, by row and task; a policy that is gone since has none to show."""
+    logs = {
+        f"{report.label}, {report.task}": Path(report.header["policy_path"]) / TRAIN_STATE_DIRECTORY / "metrics.jsonl"
+        for report in reports
+    }
+    return {name: path for name, path in logs.items() if is_success_curve(path)}
 
 
 def findings(comparison: Comparison) -> list[str]:
@@ -141,7 +152,7 @@ def _provenance(report: EvalReport) -> dict[str, str]:
         "label": header["label"],
         "policy": header["policy_sha256"][:12],
         "encoder": (header["encoder_sha256"] or "none")[:12],
-        "demos": header["demos_sha256"][:12],
+        "demos": (header["demos_sha256"] or "none")[:12],
         "env": header["env_hash"][:12],
         "commit": (commit or "not from a checkout")[:12]
         + (" + changes" if header["policy_provenance"]["git_dirty"] else ""),

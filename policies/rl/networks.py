@@ -1,0 +1,199 @@
+"""From observations to a condition vector, and from there to actions: what a learner trains and its artifact holds.
+
+Nothing here needs stable-baselines3: a trained policy runs without it.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from policies.backbone import fill_frames
+from policies.policy import PolicySpec
+from policies.rl.observation import image_keys
+from pretrain.encoder import VideoEncoder
+
+CNN = "cnn"
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+POOLINGS = ("pooled", "grid")
+GRID_CHANNELS = 16
+
+Images = Mapping[str, Shaped[Tensor, "B To H W 3"]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The networks.
+
+    Attributes:
+        cnn_channels: of each convolution of the small trainable CNN.
+        pooling: what of another encoder's output is used: "pooled", its own vector; "grid", the newest frame's tokens, each through one learned
+            linear layer to few channels, side by side.
+        hidden: units of the actor's and of the critics' hidden layers.
+    """
+
+    cnn_channels: int = 32
+    pooling: str = "pooled"
+    hidden: tuple[int, ...] = (128, 128)
+
+    def __post_init__(self) -> None:
+        if self.cnn_channels < 1 or not self.hidden or min(self.hidden) < 1:
+            raise ValueError(
+                f"network.cnn_channels={self.cnn_channels}, network.hidden={list(self.hidden)}: expected at least 1 each"
+            )
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"network.pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+
+
+class SpatialSoftmax(nn.Module):
+    """Each channel's expected position under a softmax over the image (Finn et al. 2016, "Deep spatial autoencoders for visuomotor learning").
+
+    Positions are in [-1, 1], x to the right and y down. The softmax's temperature is learned; it starts low enough that positions differ from the
+    image's centre from the first step on, without which gradients are tiny.
+    """
+
+    grid: Tensor
+
+    def __init__(self, height: int, width: int, temperature: float = 0.05) -> None:
+        super().__init__()
+        y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
+        self.register_buffer("grid", torch.stack([x.flatten(), y.flatten()], dim=-1), persistent=False)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(temperature)))
+
+    def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B 2C"]:
+        weights = (x.flatten(2) * (-self.log_temperature).exp()).softmax(dim=-1)
+        return (weights @ self.grid).flatten(1)
+
+
+class SmallCNN(nn.Module):
+    """One camera's history, stacked along the channels, to the positions of learned features. Trained from scratch.
+
+    Two convolutions, the first on patches of 4 pixels: deeper ones took several times as many updates to find the toy task's ball.
+    """
+
+    def __init__(self, frames: int, image_size: int, channels: int) -> None:
+        super().__init__()
+        if image_size < 16:
+            raise ValueError(f"image_size={image_size}: encoder={CNN} needs at least 16 pixels")
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(3 * frames, channels, 4, stride=4),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        ).to(memory_format=torch.channels_last)
+        side = image_size // 4
+        self.positions = SpatialSoftmax(side, side)
+        self.feature_dim = 2 * channels
+
+    def forward(self, images: Shaped[Tensor, "B To H W 3"]) -> Float[Tensor, "B F"]:
+        stacked = images.permute(0, 1, 4, 2, 3).flatten(1, 2).float() / 255.0 - 0.5
+        return self.positions(self.convolutions(stacked.contiguous(memory_format=torch.channels_last)))
+
+
+class Eyes(nn.Module):
+    """All cameras' images to one feature vector: a small CNN a camera, or an encoder that all of them share.
+
+    Args:
+        encoder: None makes the CNNs; an encoder stays as it is here, frozen or not.
+    """
+
+    def __init__(self, spec: PolicySpec, config: NetworkConfig, encoder: VideoEncoder | None) -> None:
+        super().__init__()
+        self.keys = image_keys(spec)
+        self.pooling = config.pooling
+        self.encoder = encoder
+        self.cnns = nn.ModuleList()
+        if encoder is None:
+            for key in self.keys:
+                self.cnns.append(SmallCNN(spec.frames, spec.env_spec.observation[key].shape[0], config.cnn_channels))
+            self.feature_dim = sum(int(cnn.feature_dim) for cnn in self.cnns)
+        else:
+            _, h, w = encoder.spec.grid
+            self.feature_dim = len(self.keys) * encoder.spec.embed_dim * (h * w if config.pooling == "grid" else 1)
+
+    def forward(self, images: Images) -> Float[Tensor, "B F"]:
+        """Images are 0 to 255, of any type, since stable-baselines3 hands its extractors floats."""
+        if self.encoder is None:
+            return torch.cat([cnn(images[key]) for key, cnn in zip(self.keys, self.cnns, strict=True)], dim=-1)
+        parts = []
+        for key in self.keys:
+            frames = fill_frames(images[key].to(torch.uint8), self.encoder.spec.frames)
+            output = self.encoder(self.encoder.preprocess(frames))
+            newest = output.grid[1] * output.grid[2]
+            parts.append(output.pooled if self.pooling == "pooled" else output.tokens[:, -newest:].flatten(1))
+        return torch.cat(parts, dim=-1)
+
+
+class FrozenEyes:
+    """A frozen encoder as the environment's `encode`: arrays to arrays, no gradients."""
+
+    def __init__(self, eyes: Eyes, device: torch.device) -> None:
+        self.eyes, self.device = eyes.to(device).eval(), device
+
+    @torch.no_grad()
+    def __call__(self, images: Mapping[str, np.ndarray]) -> np.ndarray:
+        tensors = {key: torch.from_numpy(values).to(self.device) for key, values in images.items()}
+        return self.eyes(tensors).float().cpu().numpy()
+
+
+class Extractor(nn.Module):
+    """Features (or images, through trained eyes) and normalized state to the condition vector [features, state].
+
+    Args:
+        eyes: the image network if it is trained with the policy, else None.
+        feature_dim: F of the features, from `eyes` or from outside; 0 for a policy without images.
+        token_dim: D of a grid's tokens, which get a learned linear layer; None for pooled features and the CNN.
+    """
+
+    def __init__(self, spec: PolicySpec, eyes: Eyes | None, feature_dim: int, token_dim: int | None) -> None:
+        super().__init__()
+        self.eyes = eyes
+        self.state_keys = spec.state_keys
+        self.readout = nn.Linear(token_dim, GRID_CHANNELS) if token_dim is not None else None
+        width = feature_dim if token_dim is None else feature_dim // token_dim * GRID_CHANNELS
+        self.sees = feature_dim > 0
+        self.condition_dim = width + spec.state_dim
+
+    def forward(self, observation: Mapping[str, Tensor]) -> Float[Tensor, "B C"]:
+        parts = [observation[key] for key in self.state_keys]
+        if self.sees:
+            features = observation["features"] if self.eyes is None else self.eyes(observation)
+            if self.readout is not None:
+                features = self.readout(features.unflatten(-1, (-1, self.readout.in_features))).flatten(1)
+            parts.insert(0, features)
+        return torch.cat(parts, dim=-1)
+
+
+def make_actor(width: int, hidden: Sequence[int], action_dim: int, activation: str) -> nn.Sequential:
+    """The layers from the condition vector to the mean action, in stable-baselines3's order."""
+    layers: list[nn.Module] = []
+    for units in hidden:
+        layers += [nn.Linear(width, units), ACTIVATIONS[activation]()]
+        width = units
+    return nn.Sequential(*layers, nn.Linear(width, action_dim))
+
+
+def make_networks(
+    spec: PolicySpec, config: NetworkConfig, encoder: VideoEncoder | None, *, frozen: bool
+) -> tuple[Eyes | None, Extractor]:
+    """The frozen eyes, if any, and the extractor, which holds trained ones."""
+    if not spec.cameras:
+        return None, Extractor(spec, None, 0, None)
+    eyes = Eyes(spec, config, encoder)
+    token_dim = encoder.spec.embed_dim if encoder is not None and config.pooling == "grid" else None
+    extractor = Extractor(spec, None if frozen else eyes, eyes.feature_dim, token_dim)
+    if frozen:
+        assert encoder is not None, "a CNN from scratch has nothing to freeze"
+        encoder.frozen()
+    return (eyes if frozen else None), extractor
+
+
+def twin(extractor: Extractor) -> Extractor:
+    """A copy with weights of its own."""
+    return copy.deepcopy(extractor)
