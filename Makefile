@@ -50,5 +50,5 @@ clean:
 	@touch $@
 
 .venv/.dev: .venv/.robots
-	$(PIP) --no-build-isolation -e ".[robots,annotate,cluster,dev]"
+	$(PIP) --no-build-isolation -e ".[robots,annotate,cluster,lerobot,dev]"
 	@touch $@
