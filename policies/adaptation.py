@@ -23,7 +23,7 @@ def adapt(encoder: VideoEncoder, adaptation: str, lora_rank: int) -> VideoEncode
     """
     if adaptation == "frozen":
         return encoder.frozen()
-    encoder.eval().requires_grad_(adaptation == "full")
+    encoder.eval()  # "full" leaves what the encoder itself holds fixed, such as sine-cosine positions, as it is
     if not list(encoder.parameters()):
         raise ValueError(
             f"backbone.adaptation={adaptation}: the encoder {encoder.spec.name} has no weights to train; use frozen"
@@ -32,6 +32,7 @@ def adapt(encoder: VideoEncoder, adaptation: str, lora_rank: int) -> VideoEncode
         import pretrain.zoo.vision_ops  # noqa: F401, I001  (peft imports torchvision, which must come through that door)
         import peft
 
+        encoder.requires_grad_(False)
         names = _layers(encoder, nn.Linear) or _layers(encoder, nn.Conv2d)
         if not names:
             raise ValueError(

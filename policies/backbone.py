@@ -59,7 +59,7 @@ class Condition:
 
 
 class Backbone(nn.Module):
-    """One encoder, shared by the cameras; a read-out for each camera; normalized proprioception.
+    """One encoder, shared by the cameras; a read-out of its standardized features for each camera; standardized proprioception.
 
     A batch or an observation gives, by key:
         "images/<camera>" uint8[B, To, H, W, 3], newest last; or, in their place, what `encode` made of them:
@@ -86,6 +86,8 @@ class Backbone(nn.Module):
         self.readouts = nn.ModuleList()
         if encoder is not None:
             self.encoder_spec = encoder.spec
+            # Encoders differ in the scale of their features by orders of magnitude, which no comparison of them should hang on.
+            self.feature_normalizer = Normalizer(encoder.spec.embed_dim)
             self.encoder = adapt(encoder, config.adaptation, config.lora_rank)
             entry = readout_entry(config.readout)
             sizes = ReadoutConfig(**{key: value for key, value in asdict(config).items() if key in _READOUT_FIELDS})
@@ -138,6 +140,17 @@ class Backbone(nn.Module):
             return output.pooled
         return output.tokens[:, -(output.grid[1] * output.grid[2]) :]
 
+    @torch.no_grad()
+    def fit_features(self, batch: Mapping[str, Tensor]) -> None:
+        """Takes the mean and standard deviation of each channel of the encoder's features over these rows, places and cameras."""
+        if not self.spec.cameras:
+            return
+        if f"features/{self.spec.cameras[0]}" not in batch:
+            batch = self.encode(batch)
+        rows = torch.cat([batch[f"features/{camera}"].float().flatten(0, -2) for camera in self.spec.cameras])
+        # A channel that varies a hundred times less than the others carries rounding of half precision rather than a signal.
+        self.feature_normalizer.fit(rows, minimum_std=max(1e-6, 0.01 * float(rows.std(dim=0, correction=0).mean())))
+
     def forward(self, batch: Mapping[str, Tensor]) -> Condition:
         state = batch["state"] if "state" in batch else self._newest_state(batch)
         normalized = self.state_normalizer.normalize(state)
@@ -146,7 +159,7 @@ class Backbone(nn.Module):
         if f"features/{self.spec.cameras[0]}" not in batch:
             batch = self.encode(batch)
         views = [
-            readout(batch[f"features/{camera}"].to(state.dtype))
+            readout(self.feature_normalizer.normalize(batch[f"features/{camera}"].to(state.dtype)))
             for camera, readout in zip(self.spec.cameras, self.readouts, strict=True)
         ]
         return Condition(state=normalized, views=torch.stack(views, dim=1))

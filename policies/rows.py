@@ -34,6 +34,11 @@ class TrainingRows:
     views: Mapping[str, np.ndarray]
     history: np.ndarray
 
+    def sample(self, count: int) -> dict[str, Tensor]:
+        """At most `count` rows, evenly over the demonstrations."""
+        rows = np.unique(np.linspace(0, len(self.state) - 1, min(count, len(self.state))).astype(int))
+        return self.load([(int(row), 0) for row in rows])
+
     def load(self, samples: Sequence[SampleId]) -> dict[str, Tensor]:
         """The batch of some sample ids; only what it reads of the views comes into memory."""
         index = np.array([row for row, _ in samples])

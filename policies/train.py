@@ -32,7 +32,7 @@ from pretrain.provenance import make_provenance
 
 NO_ENCODER = "none"
 PRIVILEGED_KEY = "state/full"
-OFF = -1.0
+FEATURE_SAMPLE = 256  # rows from which the scale of the features is taken
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +121,13 @@ def run(config: TrainConfig) -> Path:
         if _is_done(Path(config.out), stored):
             print(f"train: {config.out} is there already")
             return Path(config.out)
-        spec = _make_spec(config, encoder, demos)
+        spec = make_spec(config, encoder, demos)
         torch.manual_seed(config.seed)
         policy = build_policy(config, spec, encoder)
         title = f"{stored['encoder']['label']} {demos.env_spec.task}"
         rows = load_rows(policy, demos, config.cache, title, half_tokens=config.half_tokens)
         policy.fit_normalizers(rows.state, rows.action, rows.action_is_pad)
+        policy.backbone.fit_features(rows.sample(FEATURE_SAMPLE))
         directory = metrics_path(config.out).parent
         with run_lock(directory):
             open_run(directory, json.loads(json.dumps(stored)))
@@ -172,7 +173,8 @@ def build_policy(config: TrainConfig, spec: PolicySpec, encoder: VideoEncoder | 
     return DiffusionPolicy(spec, config.diffusion, backbone)
 
 
-def _make_spec(config: TrainConfig, encoder: VideoEncoder | None, demos: DemoFile) -> PolicySpec:
+def make_spec(config: TrainConfig, encoder: VideoEncoder | None, demos: DemoFile) -> PolicySpec:
+    """What the policy consumes and produces, from what is asked for and what the demonstrations hold."""
     env_spec = demos.env_spec
     recorded = tuple(key for key in env_spec.observation if key.startswith("state/"))
     state_keys = config.state_keys

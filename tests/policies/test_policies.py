@@ -1,5 +1,6 @@
 """Policies: every row of the table trains, saves and loads; the chunker against a plain loop; the cache against direct computing."""
 
+import itertools
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,20 +14,28 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from envs.spec import EnvSpec, FieldSpec
-from policies.backbone import POOLINGS, fill_frames
+from policies.act import ACTConfig
+from policies.backbone import BackboneConfig, fill_frames
 from policies.bc import BCConfig
 from policies.chunking import ActionChunker, history_offsets
 from policies.demos.hdf5 import DemoFile
-from policies.features import demo_features
-from policies.normalizer import Normalizer
+from policies.diffusion import DiffusionConfig
+from policies.diffusion_transformer import TransformerDenoiserConfig
+from policies.diffusion_unet import UNetDenoiserConfig
+from policies.features import demo_features, history_rows
+from policies.normalizer import Normalizer, RangeNormalizer
 from policies.policy import POLICIES, Policy, PolicySpec, load_policy
+from policies.readouts import READOUTS
 from policies.train import TrainConfig, run
 from pretrain.artifact import sha256_file
 
 CONFIG = TrainConfig(
-    policy="bc", encoder="none", encoder_seed=0, demos="", out="", label=None, frames=None, stride_steps=None, chunk_steps=1,
-    bc=BCConfig(hidden=32, layers=2), epochs=3, batch_size=32, lr=1e-3, seed=0, cache="", threads=1,
+    policy="bc", encoder="none", encoder_seed=0, demos="", out="", label=None, bc=BCConfig(hidden=32, layers=2),
+    act=ACTConfig(width=16, heads=2, feedforward=32, style_layers=1, encoder_layers=1, style_dim=4),
+    diffusion=DiffusionConfig(unet=UNetDenoiserConfig(channels=(16,)), transformer=TransformerDenoiserConfig(width=16, heads=2, layers=1)),
+    epochs=3, batch_size=32, seed=0, cache="", threads=1,
 )  # fmt: skip
+LEARNED = [name for name, entry in POLICIES.items() if entry.recipe]
 
 
 def trained(toy_demos: Path, folder: Path, **changes: object) -> Path:
@@ -35,29 +44,37 @@ def trained(toy_demos: Path, folder: Path, **changes: object) -> Path:
     )
 
 
-@pytest.mark.parametrize("policy", list(POLICIES))
-@pytest.mark.parametrize("encoder", ["none", "pixels-16x16", "egodtm-tiny"])
-def test_saved_and_loaded_in_a_new_process_acts_equally(
-    toy_demos: Path, tmp_path: Path, policy: str, encoder: str
-) -> None:
-    path = trained(toy_demos, tmp_path, policy=policy, encoder=encoder)
-    loaded, _ = load_policy(path)
-    observation = example_observation(loaded, toy_demos)
-    actions = loaded.predict_chunk(observation)
-    assert actions.shape == (2, 1, loaded.spec.action_dim) and actions.abs().max() <= 1
-    torch.save({key: value for key, value in observation.items()}, tmp_path / "observation.pt")
+def test_saved_and_loaded_in_a_new_process_acts_equally(toy_demos: Path, tmp_path: Path) -> None:
+    """Every policy with every kind of encoder, all in one new process."""
+    rows = [*itertools.product(LEARNED, [("none", {})])]
+    rows += itertools.product(LEARNED, [("pixels-16x16", {"readout": "grid"}), ("egodtm-tiny", {"readout": "flare"})])
+    rows += [("diffusion", ("none", {"denoiser": "transformer"}))]
+    expected = []
+    for number, (policy, (encoder, choice)) in enumerate(rows):
+        backbone = BackboneConfig(**({} if "denoiser" in choice else choice))
+        diffusion = replace(CONFIG.diffusion, denoiser=choice.get("denoiser", "unet"))
+        path = run(
+            replace(
+                CONFIG, demos=str(toy_demos), out=str(tmp_path / str(number)), cache=str(tmp_path / "cache"), policy=policy, encoder=encoder,
+                backbone=backbone, diffusion=diffusion, steps=2,
+            )
+        )  # fmt: skip
+        loaded, _ = load_policy(path)
+        observation = example_observation(loaded, toy_demos)
+        actions = loaded.predict_chunk(observation, torch.Generator().manual_seed(0))
+        assert actions.shape == (2, loaded.spec.chunk_steps, loaded.spec.action_dim) and actions.abs().max() <= 1
+        torch.save({key: value for key, value in observation.items()}, path / "observation.pt")
+        expected.append(actions.flatten().numpy())
     code = (
         "import sys, torch; torch.set_num_threads(1); from policies.policy import load_policy\n"
-        "policy, _ = load_policy(sys.argv[1]); obs = torch.load(sys.argv[2], weights_only=True)\n"
-        "print(policy.predict_chunk(obs).flatten().tolist())"
+        "for path in sys.argv[1:]:\n"
+        "    policy, _ = load_policy(path); obs = torch.load(path + '/observation.pt', weights_only=True)\n"
+        "    print(policy.predict_chunk(obs, torch.Generator().manual_seed(0)).flatten().tolist())"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path), str(tmp_path / "observation.pt")],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    np.testing.assert_array_equal(np.array(eval_list(done.stdout), dtype=np.float32), actions.flatten().numpy())
+    paths = [str(tmp_path / str(number)) for number in range(len(rows))]
+    done = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
+    for row, line, actions in zip(rows, done.stdout.splitlines(), expected, strict=True):
+        np.testing.assert_array_equal(np.array(eval_list(line), dtype=np.float32), actions, err_msg=str(row))
 
 
 def eval_list(text: str) -> list[float]:
@@ -122,47 +139,85 @@ def test_another_environment_contract_is_refused_with_the_difference(toy_demos: 
     policy.spec.check_env(replace(other, horizon_steps=60), "p")
 
 
-@pytest.mark.parametrize("pooling", POOLINGS)
-def test_cached_features_are_those_of_the_policy(toy_demos: Path, tmp_path: Path, pooling: str) -> None:
+@pytest.mark.parametrize("readout", list(READOUTS))
+def test_cached_features_are_those_of_the_policy(toy_demos: Path, tmp_path: Path, readout: str) -> None:
     """What training read for step t is what acting computes at step t, history and all."""
+    backbone = BackboneConfig(readout=readout)
     policy, _ = load_policy(
-        trained(toy_demos, tmp_path, encoder="egodtm-tiny", stride_steps=2, bc=BCConfig(pooling=pooling))
+        trained(toy_demos, tmp_path, encoder="egodtm-tiny", stride_steps=2, frames=2, backbone=backbone, steps=1)
     )
     with DemoFile(toy_demos) as demos:
-        cached = demo_features(policy.backbone, demos, tmp_path / "cache", "test")
-        assert cached.shape == (sum(demos.lengths), policy.backbone.feature_dim)
+        cached = demo_features(policy.backbone, demos, tmp_path / "cache", "test")["front"]
+        assert cached.shape == (sum(demos.lengths), *policy.backbone.feature_shape)
+        assert cached.dtype == (np.float32 if READOUTS[readout].needs == "pooled" else np.float16)
         seen: list[torch.Tensor] = []
-        original = policy.backbone.features
-        policy.backbone.features = lambda images: (seen.append(original(images)), seen[-1])[1]  # type: ignore[method-assign]
+        predict = policy.predict_chunk
+
+        def watched(observation, generator=None):
+            given = observation if "features/front" in observation else policy.backbone.encode(observation)
+            seen.append(given["features/front"])
+            return predict(observation, generator)
+
+        policy.predict_chunk = watched  # type: ignore[method-assign]
         chunker = ActionChunker(policy, 1)
-        recorded = demos.observation(0, list(demos.env_spec.observation))
-        for step in range(demos.lengths[0]):
+        recorded = demos.observation(1, list(demos.env_spec.observation))
+        steps = 6
+        for step in range(steps):
             chunker.act({key: values[step : step + 1] for key, values in recorded.items()}, np.array([step == 0]))
-        np.testing.assert_allclose(
-            torch.cat(seen).numpy(), cached[: demos.lengths[0]], atol=2e-5 if pooling == "pooled" else 5e-3
-        )
+        rows = history_rows(demos.lengths, policy.backbone.config.latents, 2)[demos.lengths[0] :][:steps]
+        tolerance = 2e-5 if READOUTS[readout].needs == "pooled" else 5e-3
+        np.testing.assert_allclose(torch.cat(seen).numpy(), cached[rows], atol=tolerance)
 
 
-def test_an_interrupted_cache_goes_on(toy_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_outs_with_the_same_need_share_the_cache(toy_demos: Path, tmp_path: Path) -> None:
+    for readout in ("pooled", "flare", "grid", "attention"):
+        out = str(tmp_path / readout)
+        run(
+            replace(
+                CONFIG, demos=str(toy_demos), out=out, cache=str(tmp_path / "cache"), encoder="pixels-16x16", steps=1,
+                backbone=BackboneConfig(readout=readout),
+            )
+        )  # fmt: skip
+    folders = [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+    assert len(folders) == 2 and not any(path.name.endswith(".partial") for path in folders)
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_an_interrupted_cache_goes_on(
+    toy_demos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, half: bool
+) -> None:
     from policies import features
 
-    policy, _ = load_policy(trained(toy_demos, tmp_path, encoder="pixels-16x16"))
+    backbone = BackboneConfig(readout="grid")
+    policy, _ = load_policy(trained(toy_demos, tmp_path, encoder="pixels-16x16", backbone=backbone, steps=1))
     with DemoFile(toy_demos) as demos:
-        whole = demo_features(policy.backbone, demos, tmp_path / "cache", "test")
-        real, calls = features._window_features, []
+        whole = demo_features(policy.backbone, demos, tmp_path / "cache", "test", half_tokens=half)["front"]
+        assert whole.dtype == (np.float16 if half else np.float32)
+        real, calls = policy.backbone.encode_clips, []
 
-        def killed_in_the_third(*arguments: object) -> np.ndarray:
+        def killed_in_the_third(*arguments: object) -> torch.Tensor:
             calls.append(arguments)
             if len(calls) == 3:
                 raise KeyboardInterrupt
             return real(*arguments)
 
-        monkeypatch.setattr(features, "_window_features", killed_in_the_third)
+        policy.backbone.encode_clips = killed_in_the_third
         with pytest.raises(KeyboardInterrupt):
-            demo_features(policy.backbone, demos, tmp_path / "second", "test")
-        resumed = demo_features(policy.backbone, demos, tmp_path / "second", "test")
+            demo_features(policy.backbone, demos, tmp_path / "second", "test", half_tokens=half)
+        resumed = demo_features(policy.backbone, demos, tmp_path / "second", "test", half_tokens=half)["front"]
         np.testing.assert_array_equal(resumed, whole)
         assert len(calls) - 3 < sum(-(-n // features.BATCH) for n in demos.lengths)
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=4), st.integers(1, 3), st.integers(1, 3))
+def test_history_rows_stay_within_their_demonstration(lengths: list[int], count: int, stride: int) -> None:
+    rows = history_rows(lengths, count, stride)
+    start = 0
+    for length in lengths:
+        for t in range(length):
+            expected = [start + max(t - k * stride, 0) for k in range(count - 1, -1, -1)]
+            assert rows[start + t].tolist() == expected
+        start += length
 
 
 class EchoPolicy(Policy):
@@ -243,9 +298,23 @@ def test_normalizer_inverts(rows: int, dim: int, seed: int) -> None:
     assert torch.allclose(y[:, 1:].mean(0), torch.zeros(dim - 1), atol=1e-3)
 
 
-def test_normalizer_names_bad_channels() -> None:
+@given(st.integers(2, 30), st.integers(1, 5), st.integers(0, 1000))
+def test_range_normalizer_fills_the_interval_and_inverts(rows: int, dim: int, seed: int) -> None:
+    x = torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed)) * 3 + 1
+    x[:, 0] = 7.0
+    normalizer = RangeNormalizer(dim)
+    normalizer.fit(x)
+    y = normalizer.normalize(x)
+    assert torch.allclose(normalizer.unnormalize(y), x, atol=1e-4)
+    assert torch.equal(y[:, 0], torch.zeros(rows))
+    assert torch.allclose(y[:, 1:].amin(0), -torch.ones(dim - 1), atol=1e-5)
+    assert torch.allclose(y[:, 1:].amax(0), torch.ones(dim - 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Normalizer, RangeNormalizer])
+def test_normalizer_names_bad_channels(kind: type) -> None:
     with pytest.raises(ValueError, match=r"channels \[1\]"):
-        Normalizer(2).fit(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
+        kind(2).fit(torch.tensor([[1.0, float("nan")], [0.0, 1.0]]))
 
 
 def test_unknown_names() -> None:
