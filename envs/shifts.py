@@ -75,7 +75,7 @@ class TextureShift:
 
 @dataclass(frozen=True, kw_only=True)
 class DistractorShift:
-    """Up to `count` things that are only seen stand in view, where they hide no task object at the start; fewer only where there is no more room."""
+    """Up to `count` things that are only seen stand in view, where they hide nearly nothing of the task at the start; fewer only where there is no room."""
 
     kind: ClassVar[str] = "distractors"
     stream: ClassVar[int] = 5
@@ -88,9 +88,9 @@ SHIFTS: dict[str, Shift] = {
     "camera-1": CameraShift(orbit_deg=10, back_m=0.02),
     "camera-2": CameraShift(orbit_deg=20, back_m=0.05),
     "camera-3": CameraShift(orbit_deg=40, back_m=0.1),
-    "light-1": LightShift(gain=1.25, tint=0.15, turn_deg=15),
-    "light-2": LightShift(gain=1.6, tint=0.3, turn_deg=30),
-    "light-3": LightShift(gain=2.2, tint=0.5, turn_deg=60),
+    "light-1": LightShift(gain=1.2, tint=0.15, turn_deg=15),
+    "light-2": LightShift(gain=1.45, tint=0.3, turn_deg=30),
+    "light-3": LightShift(gain=1.8, tint=0.45, turn_deg=60),
     "colour-1": ColourShift(mix=0.3),
     "colour-2": ColourShift(mix=0.6),
     "colour-3": ColourShift(mix=1.0),

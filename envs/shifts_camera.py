@@ -5,13 +5,14 @@ from __future__ import annotations
 import mujoco
 import numpy as np
 
-from envs.shifts_view import FixedCamera, look
+from envs.shifts_view import VISIBLE_GROUPS, FixedCamera, first_hits, look
 
 # An orbit keeps the camera's elevation above the horizon within these, or where it was if that is outside.
 _ELEVATION_DEG = (15.0, 75.0)
 _TRIES = 24
 _GRID = 32  # rays a side of the image
-_SEEN = 3  # rays that must meet a task object before its staying in view is watched
+# Rays that must meet a task object before its staying in view is watched; one to the middle of a geom or to a marker counts for as many.
+_SEEN = 3
 # Of the rays that met a task object before, so many must meet it from a new place for that to be good enough.
 _STILL_SEEN = 0.6
 
@@ -96,14 +97,34 @@ def _elevation(position: np.ndarray, pivot: np.ndarray) -> float:
 def _seen_of_task(
     model: mujoco.MjModel, data: mujoco.MjData, camera: FixedCamera, pose: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """How many rays of a grid meet each body's task geoms, [nbody]."""
-    view = look(model, data, *pose, model.cam_fovy[camera.id], _GRID)
-    bodies = model.geom_bodyid[view.geoms[view.shows(camera.task)]]
-    return np.bincount(bodies, minlength=model.nbody)
+    """How much of each body's task geoms, and of each visible site, the camera sees, in rays; [nbody + nsite]."""
+    position, rotation = pose
+    view = look(model, data, position, rotation, model.cam_fovy[camera.id], _GRID)
+    seen = np.bincount(model.geom_bodyid[view.geoms[view.shows(camera.task)]], minlength=model.nbody + model.nsite)
+
+    # A ball of a few pixels may lie between the grid's rays.
+    geoms = np.flatnonzero(camera.task & VISIBLE_GROUPS[model.geom_group].astype(bool))
+    sites = np.flatnonzero((model.site_rgba[:, 3] > 0) & VISIBLE_GROUPS[model.site_group].astype(bool))
+    lines = np.concatenate([data.geom_xpos[geoms], data.site_xpos[sites]]) - position
+    lengths = np.linalg.norm(lines, axis=1)
+    in_image = _in_image(lines @ rotation, model.cam_fovy[camera.id])
+    met, distances = first_hits(model, data, position, lines / lengths[:, None])
+    of_geoms, of_sites = slice(len(geoms)), slice(len(geoms), None)
+    reached = (met[of_geoms] >= 0) & (model.geom_bodyid[met[of_geoms]] == model.geom_bodyid[geoms])
+    np.add.at(seen, model.geom_bodyid[geoms[reached & in_image[of_geoms]]], _SEEN)
+    free = (met[of_sites] < 0) | (distances[of_sites] > lengths[of_sites])
+    seen[model.nbody + sites[free & in_image[of_sites]]] = _SEEN
+    return seen
+
+
+def _in_image(points: np.ndarray, fovy_deg: float) -> np.ndarray:
+    """Which points in the camera's frame, [points, 3], fall within a square image."""
+    reach = -points[:, 2] * np.tan(np.radians(fovy_deg) / 2)
+    return (reach > 0) & (np.abs(points[:, :2]).max(axis=1) < reach)
 
 
 def _still_seen(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """The smallest and the mean share of a body that is seen as before, at most 1, among those that were seen; 1 without any."""
+    """The smallest and the mean share of a body or site that is seen as before, at most 1, among those that were seen; 1 without any."""
     watched = before >= _SEEN
     if not watched.any():
         return 1.0, 1.0

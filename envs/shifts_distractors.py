@@ -1,7 +1,7 @@
-"""Things that are only seen, placed where a camera sees them and where they hide no task object.
+"""Things that are only seen, placed where a camera sees them and where they hide next to nothing of the task.
 
 A grid of rays through the camera's image says what each pixel shows. Level, still surfaces of some size (tables, counters, floors) can carry a
-distractor; whatever else is seen (the robot, things that move, small things, a goal's marker) may be part of the task and must not be hidden.
+distractor; whatever else is seen (the robot, things that move, small things, a goal's marker) may be part of the task and must stay in sight.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from envs.shifts_view import VISIBLE_GROUPS, FixedCamera, View, look
 _GRID = 40  # rays a side of the image
 _RADIUS = (0.055, 0.09)  # of a distractor, as a share of its distance from the camera
 _MARGIN = 0.012  # between what a distractor covers and a task object, radians
+_HIDDEN = 0.1  # the share of what is seen of a task object that all distractors together may hide
+_CANDIDATES = 120  # places that are tried for one
 _GAP = 0.25  # between two distractors, as a share of their radii
 _SHRINK = (1.0, 0.75, 0.55, 0.4)  # where there is no room, smaller ones are tried
-_LEVEL_Z = 0.97
+_ENOUGH = 20  # points of ground that are worth choosing among
 _REACH = 0.75  # how far from what the camera looks at, as a share of its distance from the camera
 
 _BOX, _BALL, _CYLINDER = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_SPHERE, mujoco.mjtGeom.mjGEOM_CYLINDER
@@ -78,10 +80,35 @@ _CENTRE_Z = 0.8
 
 @dataclass(frozen=True, kw_only=True)
 class _Sight:
-    """What matters of a camera's view: where it stands, [3], and the points that show what may be part of the task, [points, 3]."""
+    """What a camera sees that may be part of the task: points on it, whose body (or marker) each is on, and which distractors hide already.
+
+    Attributes:
+        position: the camera's, [3].
+        points: [points, 3].
+        owner: [points], numbers from 0.
+        hidden: bool [points].
+    """
 
     position: np.ndarray
-    task: np.ndarray
+    points: np.ndarray
+    owner: np.ndarray
+    hidden: np.ndarray
+
+    def hidden_by(self, centre: np.ndarray, radius: float) -> np.ndarray:
+        """Which points are in the shadow that a ball casts from the camera, or close beside it; bool [points]."""
+        distance = np.linalg.norm(centre - self.position)
+        lines = self.points - self.position
+        cosine = lines @ (centre - self.position) / (np.linalg.norm(lines, axis=1) * distance)
+        return np.arccos(np.clip(cosine, -1, 1)) < np.arcsin(min(1.0, radius / distance)) + _MARGIN
+
+    def allows(self, centre: np.ndarray, radius: float) -> bool:
+        """Whether a ball touches nothing of the task and leaves nearly all of each of its parts in sight."""
+        near = radius + _MARGIN * np.linalg.norm(centre - self.position)
+        if (np.linalg.norm(self.points - centre, axis=1) < near).any():
+            return False
+        hidden = self.hidden | self.hidden_by(centre, radius)
+        counts = np.bincount(self.owner)
+        return bool((np.bincount(self.owner[hidden], minlength=len(counts)) <= _HIDDEN * counts).all())
 
 
 def place_distractors(
@@ -91,7 +118,7 @@ def place_distractors(
     count: int,
     random: np.random.Generator,
 ) -> tuple[tuple[Part, ...], ...]:
-    """Place up to `count` distractors in the view of the first camera, so that they hide nothing of the task from any of `cameras`.
+    """Place up to `count` distractors where `cameras` see them, each in turn, so that they hide at most a tenth of any task object from each camera.
 
     A greater count adds to what a smaller one places. There are fewer than `count` only where none would fit, at two fifths of its size.
 
@@ -108,25 +135,26 @@ def place_distractors(
         )
     views = [_look(model, data, camera) for camera in cameras]
     sights = [_sight(model, data, camera, view) for camera, view in zip(cameras, views, strict=True)]
-    first = views[0]
-    grounds = first.hits[first.shows(cameras[0].ground) & _level(first.hits, first.geoms)]
-    # Where the work is: on the table and not on the floor behind it.
-    reach = _REACH * np.linalg.norm(cameras[0].pivot - first.position)
-    grounds = grounds[np.linalg.norm(grounds - cameras[0].pivot, axis=1) < reach]
+    grounds = [_grounds(model, camera, view) for camera, view in zip(cameras, views, strict=True)]
     # What they are must not depend on where there is room.
     looks, places = random.spawn(2)
     placed: list[tuple[np.ndarray, float]] = []
     distractors = []
-    for _ in range(count):
+    for number in range(count):
         size = looks.uniform(*_RADIUS)
         thing = list(THINGS.values())[looks.integers(len(THINGS))]
         colours = looks.uniform(size=(2, 3))
         heading = looks.uniform(0, 2 * np.pi)
-        spot = _find_spot(model, data, sights, places.permutation(grounds), size, placed)
+        spot = _find_spot(
+            model, data, sights, places.permutation(grounds[number % len(grounds)])[:_CANDIDATES], size, placed
+        )
         if spot is None:
             continue
         ground, radius = spot
-        placed.append((ground + np.array([0, 0, _CENTRE_Z * radius]), radius))
+        centre = ground + np.array([0, 0, _CENTRE_Z * radius])
+        placed.append((centre, radius))
+        for sight in sights:
+            sight.hidden[:] |= sight.hidden_by(centre, radius)
         distractors.append(tuple(_part(solid, ground, radius, heading, colours) for solid in thing))
     return tuple(distractors)
 
@@ -138,22 +166,25 @@ def _look(model: mujoco.MjModel, data: mujoco.MjData, camera: FixedCamera) -> Vi
 
 def _sight(model: mujoco.MjModel, data: mujoco.MjData, camera: FixedCamera, view: View) -> _Sight:
     # The robot counts: its hand is where the work is.
-    seen = view.hits[(view.geoms >= 0) & ~view.shows(camera.ground)]
-    marked = (model.site_rgba[:, 3] > 0) & (model.site_group <= 2)
-    return _Sight(position=view.position, task=np.concatenate([seen, data.site_xpos[marked]]))
+    task = (view.geoms >= 0) & ~view.shows(camera.ground)
+    markers = np.flatnonzero((model.site_rgba[:, 3] > 0) & VISIBLE_GROUPS[model.site_group].astype(bool))
+    around = np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
+    marked = data.site_xpos[markers, None] + model.site_size[markers, :1, None] * around
+    points = np.concatenate([view.hits[task], marked.reshape(-1, 3)])
+    owner = np.concatenate([model.geom_bodyid[view.geoms[task]], np.repeat(model.nbody + markers, len(around))])
+    return _Sight(position=view.position, points=points, owner=owner.astype(int), hidden=np.zeros(len(points), bool))
 
 
-def _level(hits: np.ndarray, geoms: np.ndarray) -> np.ndarray:
-    """Where the four neighbours of a pixel show the same geom and lie in a level plane with it."""
-    level = np.zeros(geoms.shape, bool)
-    middle = geoms[1:-1, 1:-1]
-    same = np.ones(middle.shape, bool)
-    for neighbour in (geoms[:-2, 1:-1], geoms[2:, 1:-1], geoms[1:-1, :-2], geoms[1:-1, 2:]):
-        same &= neighbour == middle
-    normal = np.cross(hits[1:-1, 2:] - hits[1:-1, :-2], hits[:-2, 1:-1] - hits[2:, 1:-1])
-    with np.errstate(invalid="ignore"):
-        level[1:-1, 1:-1] = same & (normal[..., 2] > _LEVEL_Z * np.linalg.norm(normal, axis=-1))
-    return level
+def _grounds(model: mujoco.MjModel, camera: FixedCamera, view: View) -> np.ndarray:
+    """The points that the camera sees of what may carry a distractor, near the work; of the floor only where there is nothing else. [points, 3]."""
+    floor = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+    near = _REACH * np.linalg.norm(camera.pivot - view.position)
+    for geoms in (camera.ground & ~floor, camera.ground):
+        points = view.hits[view.shows(geoms)]
+        points = points[np.linalg.norm(points - camera.pivot, axis=1) < near]
+        if len(points) >= _ENOUGH:
+            break
+    return points
 
 
 def _find_spot(
@@ -171,23 +202,9 @@ def _find_spot(
             centre = ground + np.array([0, 0, _CENTRE_Z * radius])
             if any(np.linalg.norm(centre - other) < (1 + _GAP) * (radius + far) for other, far in placed):
                 continue
-            if all(_hides_nothing(sight, centre, radius) for sight in sights) and _carried(model, data, ground, radius):
+            if all(sight.allows(centre, radius) for sight in sights) and _carried(model, data, ground, radius):
                 return ground, radius
     return None
-
-
-def _hides_nothing(sight: _Sight, centre: np.ndarray, radius: float) -> bool:
-    """Whether a ball keeps clear of what may be part of the task, in space and in the image."""
-    if not len(sight.task):
-        return True
-    away = np.linalg.norm(sight.task - centre, axis=1)
-    distance = np.linalg.norm(centre - sight.position)
-    if (away < radius + _MARGIN * distance).any():
-        return False
-    lines = sight.task - sight.position
-    cosine = lines @ (centre - sight.position) / (np.linalg.norm(lines, axis=1) * distance)
-    covered = np.arcsin(min(1.0, radius / distance)) + _MARGIN
-    return not (np.arccos(np.clip(cosine, -1, 1)) < covered).any()
 
 
 def _carried(model: mujoco.MjModel, data: mujoco.MjData, ground: np.ndarray, radius: float) -> bool:

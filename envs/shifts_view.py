@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float64, Int32
 
 # Geom groups that the renderer draws.
 VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)
-# A still geom is part of the surroundings when its bounding sphere's radius is at least this share of the camera's distance from the work.
+# A still geom is large, and part of the surroundings, when its bounding sphere's radius is at least this share of the camera's distance from the work.
 _LARGE = 0.28
 # Rays a side over the middle half of the image, whose median hit says how far away the work is.
 _PROBES = 5
 _AIMED = (mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODY, mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODYCOM)
-_PASSES = 50  # moving geoms that one ray may go through
+_PASSES = 50  # geoms that one ray may go through
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,12 +78,20 @@ def look(
 ) -> View:
     """What a camera of that pose sees of the visible geoms; `data` after `mj_kinematics`."""
     rays = image_rays(fovy_deg, side).reshape(-1, 3) @ rotation.T
+    geoms, distances = first_hits(model, data, position, rays)
+    hits = np.where((geoms >= 0)[:, None], position + distances[:, None] * rays, np.nan)
+    return View(position=position.copy(), hits=hits.reshape(side, side, 3), geoms=geoms.reshape(side, side))
+
+
+def first_hits(
+    model: mujoco.MjModel, data: mujoco.MjData, position: np.ndarray, rays: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The visible geom that each unit vector [rays, 3] from `position` meets first, -1 for none, and how far away."""
     geoms, distances = np.full(len(rays), -1, np.int32), np.empty(len(rays))
     mujoco.mj_multiRay(
         model, data, position, rays.ravel(), VISIBLE_GROUPS, 1, -1, geoms, distances, len(rays), mujoco.mjMAXVAL
     )
-    hits = np.where((geoms >= 0)[:, None], position + distances[:, None] * rays, np.nan)
-    return View(position=position.copy(), hits=hits.reshape(side, side, 3), geoms=geoms.reshape(side, side))
+    return geoms, distances
 
 
 def image_rays(fovy_deg: float, side: int, *, share: float = 1.0) -> Float64[np.ndarray, "side side 3"]:
@@ -139,13 +147,13 @@ def _robot_geoms(model: mujoco.MjModel) -> np.ndarray:
 
 
 def _looked_at(model: mujoco.MjModel, data: mujoco.MjData, camera: int) -> np.ndarray:
-    """What a camera aims at: its target, or the point on the optical axis at the median distance of what stands still in the middle of the image."""
+    """What a camera aims at: its target, or the point on the optical axis at the median distance of the surroundings in the middle of the image."""
     if model.cam_mode[camera] in _AIMED:
         return data.xpos[model.cam_targetbodyid[camera]].copy()
     position, rotation = data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3)
     depths = []
     for ray in image_rays(model.cam_fovy[camera], _PROBES, share=0.5).reshape(-1, 3):
-        distance = _first_still_hit(model, data, position, rotation @ ray)
+        distance = _first_large_hit(model, data, position, rotation @ ray)
         if np.isfinite(distance):
             depths.append(-distance * ray[2])
     # Where all is empty, as far as the model's middle.
@@ -153,8 +161,11 @@ def _looked_at(model: mujoco.MjModel, data: mujoco.MjData, camera: int) -> np.nd
     return position - depth * rotation[:, 2]
 
 
-def _first_still_hit(model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, direction: np.ndarray) -> float:
-    """Distance along a unit vector to the first visible geom that no joint moves; inf where there is none."""
+def _first_large_hit(model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarray, direction: np.ndarray) -> float:
+    """Distance along a unit vector to the first visible geom that is still and large; inf where there is none.
+
+    Small things do not count: suites move furniture between episodes, and the point must be the same in all of them.
+    """
     travelled = 0.0
     geom = np.array([-1], np.int32)
     for _ in range(_PASSES):
@@ -162,7 +173,9 @@ def _first_still_hit(model: mujoco.MjModel, data: mujoco.MjData, start: np.ndarr
         if step < 0:
             return np.inf
         travelled += step
-        if model.body_weldid[model.geom_bodyid[geom[0]]] == 0:
+        still = model.body_weldid[model.geom_bodyid[geom[0]]] == 0
+        plane = model.geom_type[geom[0]] == mujoco.mjtGeom.mjGEOM_PLANE
+        if still and (plane or model.geom_rbound[geom[0]] >= _LARGE * travelled):
             return travelled
         travelled += 1e-4
     return np.inf
