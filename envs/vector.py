@@ -2,49 +2,33 @@
 
 Workers are spawned, never forked: a GL context does not survive a fork. Each makes its environments when they are first reset, and all of them share
 one renderer. Observations travel through shared memory, the rest through pipes.
+
+A worker that dies is replaced. Its episodes are started again from their seeds and led through the actions they have had, so that they go on as if
+nothing had happened.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import faulthandler
 import math
 import multiprocessing
 import multiprocessing.connection
-import os
-import signal
-import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from envs.rendering import gl_backend
 from envs.spec import EnvSpec
 from envs.tasks import make_env
+from envs.worker import NO_ENV, Job, how_it_ended, work
 
 _CLOSE_SECONDS = 5.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Job:
-    """What a worker must know to make its environments; `options` are `make_env`'s."""
-
-    task: str
-    options: dict[str, Any]
-    n_envs: int
-    spec: EnvSpec
-    buffers: dict[str, Any]
-    environ: dict[str, str]
-
-    def views(self) -> dict[str, np.ndarray]:
-        """The shared observation arrays, [n_envs, ...] each."""
-        return {
-            key: np.frombuffer(self.buffers[key], dtype=spec.dtype).reshape(self.n_envs, *spec.shape)
-            for key, spec in self.spec.observation.items()
-        }
+# Deaths of its worker that an episode may cause, or be part of when none is known to be the cause, before the task is given up.
+MAX_FAILURES = 3
 
 
 @dataclass
@@ -52,14 +36,33 @@ class _Worker:
     index: int
     process: Any
     pipe: multiprocessing.connection.Connection
-    seeds: dict[int, int] = field(default_factory=dict)
+    ready: bool = False  # it has answered at least once
+
+
+@dataclass
+class _Episode:
+    """All that it takes to bring an episode back."""
+
+    seed: int
+    running: bool = False
+    actions: list[np.ndarray] = field(default_factory=list)
+    said: list[Any] = field(
+        default_factory=list
+    )  # the start's hash, then each step's reward: what a repetition must say again
+    failures: int = 0
+    reruns: int = 0
+
+
+class _WorkerDied(Exception):
+    """A worker has ended, with this to say."""
 
 
 class VectorEnv:
     """`n_envs` environments of `task`, spread over `n_workers` processes; only those asked for are reset or stepped.
 
     An episode is the same as in a single environment, physics and pixels. Nothing is reset by itself: after `terminated` or `truncated`, `reset`
-    must follow. Use as a context manager, or call `close`.
+    must follow. A worker that the system kills, that crashes or raises is replaced and its episodes are brought back, up to MAX_FAILURES times an
+    episode; `reruns` counts. Use as a context manager, or call `close`.
 
     Args:
         task: a key of `envs.tasks.TASKS`.
@@ -104,10 +107,10 @@ class VectorEnv:
 
         self.task = task
         self.n_envs = n_envs
-        self._running = np.zeros(n_envs, bool)
+        self._episodes: dict[int, _Episode] = {}
         n_workers = min(n_workers, n_envs)
-        context = multiprocessing.get_context("spawn")
-        job = _Job(
+        self._context = context = multiprocessing.get_context("spawn")
+        self._job = job = Job(
             task=task,
             options=options,
             n_envs=n_envs,
@@ -116,70 +119,89 @@ class VectorEnv:
                 key: context.RawArray(ctypes.c_uint8, n_envs * math.prod(spec.shape) * np.dtype(spec.dtype).itemsize)
                 for key, spec in self.env_spec.observation.items()
             },
+            # The environment that each worker is at, so that a death can be laid at a seed's door.
+            busy=context.RawArray(ctypes.c_int64, [NO_ENV] * n_workers),
             # Mesa's software renderer would start a thread for each core in every worker.
             environ={"LP_NUM_THREADS": "0"} if n_workers > 1 else {},
         )
         self._views = job.views()
         try:
             for index in range(n_workers):
-                self._workers.append(self._start(context, index, job))
+                self._workers.append(self._start(index))
         except BaseException:
             self.close()
             raise
 
-    @staticmethod
-    def _start(context: Any, index: int, job: _Job) -> _Worker:
-        here, there = context.Pipe()
-        process = context.Process(target=_work, args=(there, job), name=f"env-worker-{index}", daemon=True)
+    def _start(self, index: int) -> _Worker:
+        here, there = self._context.Pipe()
+        process = self._context.Process(
+            target=work, args=(there, self._job, index), name=f"env-worker-{index}", daemon=True
+        )
+        self._job.busy[index] = NO_ENV
         process.start()
         there.close()
         return _Worker(index=index, process=process, pipe=here)
 
+    @property
+    def reruns(self) -> Int[np.ndarray, " n_envs"]:
+        """How often the present episode of each environment had to be brought back."""
+        return np.array([self._episodes[i].reruns if i in self._episodes else 0 for i in range(self.n_envs)])
+
     def reset(
-        self, seeds: Sequence[int], indices: Sequence[int] | None = None
+        self, seeds: Sequence[int], indices: Sequence[int] | None = None, *, images: bool | Sequence[bool] = True
     ) -> tuple[dict[str, np.ndarray], list[dict[str, Any]]]:
         """Start the episode `seeds[i]` in environment `indices[i]`.
 
         Args:
             seeds: one non-negative integer an environment.
             indices: which environments, each once; None means all.
+            images: whether to draw, for all or for each; as in `step`.
 
         Returns:
             Observations of these environments with a leading axis of len(seeds), new arrays; and their infos.
 
         Raises:
             ValueError: lengths that differ, an index out of range or twice, a negative seed.
-            RuntimeError: a worker failed.
+            RuntimeError: workers failed MAX_FAILURES times at one episode.
         """
         chosen = self._check_indices(indices)
         if len(seeds) != len(chosen):
             raise ValueError(f"{len(seeds)} seeds for {len(chosen)} environments: give one seed for each")
         if any(seed < 0 for seed in seeds):
             raise ValueError(f"seeds must be non-negative integers, got {list(seeds)}")
+        drawn = self._check_images(images, len(chosen))
         for index, seed in zip(chosen, seeds, strict=True):
-            self._worker_of(index).seeds[index] = int(seed)
-        infos = self._ask("reset", {index: int(seed) for index, seed in zip(chosen, seeds, strict=True)})
-        self._running[chosen] = True
-        return self._observations(chosen), infos
+            self._episodes[index] = _Episode(seed=int(seed))
+        work = {index: (int(seed), bool(draw)) for index, seed, draw in zip(chosen, seeds, drawn, strict=True)}
+        infos = self._ask("reset", work)
+        for index, info in zip(chosen, infos, strict=True):
+            self._episodes[index].running = True
+            self._episodes[index].said.append(info["initial_state_hash"])
+        return self._observations(chosen, drawn), infos
 
     def step(
-        self, actions: np.ndarray, indices: Sequence[int] | None = None
+        self,
+        actions: np.ndarray,
+        indices: Sequence[int] | None = None,
+        *,
+        images: bool | Sequence[bool] = True,
     ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Step environment `indices[i]` with `actions[i]`.
 
         Args:
             actions: float32 [B, A], clipped to [-1, 1].
             indices: which environments, each once; None means all.
+            images: whether to draw, for all or for each of `indices`. Images that are not drawn cost nothing and are all zero in the observation.
 
         Returns:
             Observations [B, ...], rewards float64 [B], terminated bool [B], truncated bool [B], infos; new arrays.
 
         Raises:
             ValueError: a wrong shape, a value that is not finite, a bad index, or an environment whose episode is over.
-            RuntimeError: a worker failed.
+            RuntimeError: workers failed MAX_FAILURES times at one episode.
         """
         chosen = self._check_indices(indices)
-        commands = np.asarray(actions, dtype=np.float32)
+        commands = np.array(actions, dtype=np.float32)  # a copy: an episode's actions are kept
         expected = (len(chosen), *self.env_spec.action.shape)
         if commands.shape != expected:
             raise ValueError(f"{self.task}: actions of shape {commands.shape}, expected {expected}")
@@ -187,15 +209,20 @@ class VectorEnv:
             raise ValueError(
                 f"{self.task}: actions of environments {[i for i, a in zip(chosen, commands, strict=True) if not np.isfinite(a).all()]} are not finite"
             )
-        over = [index for index in chosen if not self._running[index]]
+        over = [index for index in chosen if index not in self._episodes or not self._episodes[index].running]
         if over:
             raise ValueError(f"{self.task}: no episode is under way in environments {over}; reset them first")
-        results = self._ask("step", dict(zip(chosen, commands, strict=True)))
+        drawn = self._check_images(images, len(chosen))
+        work = {index: (action, bool(draw)) for index, action, draw in zip(chosen, commands, drawn, strict=True)}
+        results = self._ask("step", work)
+        for index, action, (reward, terminated, truncated, _) in zip(chosen, commands, results, strict=True):
+            episode = self._episodes[index]
+            episode.actions.append(action)
+            episode.said.append(reward)
+            episode.running = not (terminated or truncated)
         rewards, terminated, truncated, infos = zip(*results, strict=True) if results else ((), (), (), ())
-        ended = np.array(terminated, bool) | np.array(truncated, bool)
-        self._running[np.array(chosen, int)[ended]] = False
         return (
-            self._observations(chosen),
+            self._observations(chosen, drawn),
             np.array(rewards, np.float64),
             np.array(terminated, bool),
             np.array(truncated, bool),
@@ -234,104 +261,123 @@ class VectorEnv:
             raise ValueError(f"indices {chosen}: expected different numbers from 0 to {self.n_envs - 1}")
         return chosen
 
-    def _observations(self, chosen: list[int]) -> dict[str, np.ndarray]:
-        return {key: view[chosen] for key, view in self._views.items()}  # a list as index copies
+    def _check_images(self, images: bool | Sequence[bool], count: int) -> np.ndarray:
+        drawn = (
+            np.broadcast_to(np.asarray(images, dtype=bool), count)
+            if np.ndim(images) == 0
+            else np.asarray(images, dtype=bool)
+        )
+        if drawn.shape != (count,):
+            raise ValueError(f"images of shape {drawn.shape} for {count} environments: give one bool, or one for each")
+        return drawn
+
+    def _observations(self, chosen: list[int], drawn: np.ndarray) -> dict[str, np.ndarray]:
+        observations = {}
+        for key, view in self._views.items():
+            observations[key] = view[chosen]  # a list as index copies
+            if key.startswith("images/"):
+                observations[key][~drawn] = 0
+        return observations
 
     def _ask(self, command: str, work: dict[int, Any]) -> list[Any]:
         """Send each worker its share of `work` (environment -> argument), wait for all, and return the answers in `work`'s order."""
         shares: dict[int, dict[int, Any]] = {}
         for index, argument in work.items():
             shares.setdefault(self._worker_of(index).index, {})[index] = argument
-        for number, share in shares.items():
-            try:
-                self._workers[number].pipe.send((command, share))
-            except OSError:
-                self._fail(self._workers[number])
         answers: dict[int, Any] = {}
         try:
-            for number in shares:
-                answers.update(self._receive(self._workers[number]))
+            # All are at work before the first is waited for.
+            for number, share in shares.items():
+                self._send(self._workers[number], command, share)
+            for number, share in shares.items():
+                answers.update(self._answer_of(number, command, share))
         except BaseException:
             # Also on Ctrl-C: answers left in the pipes would be taken for those of the next command.
             self.close()
             raise
         return [answers[index] for index in work]
 
-    def _receive(self, worker: _Worker) -> dict[int, Any]:
-        ready = multiprocessing.connection.wait([worker.pipe, worker.process.sentinel])
-        try:
-            if worker.pipe not in ready and not worker.pipe.poll():
-                self._fail(worker)
-            status, payload = worker.pipe.recv()
-        except (EOFError, OSError):
-            self._fail(worker)
-            raise AssertionError("unreachable") from None
-        if status == "error":
-            self._fail(worker, payload)
-        return payload
-
-    def _fail(self, worker: _Worker, trace: str | None = None) -> None:
-        """Close everything and raise the error that names the worker, its task and its episodes."""
-        if trace is None:
-            worker.process.join(_CLOSE_SECONDS)
-            trace = f"The process left no traceback: {_how_it_ended(worker.process.exitcode)}"
-        episodes = ", ".join(f"env {index} seed {seed}" for index, seed in sorted(worker.seeds.items()))
-        index = worker.index
-        self.close()
-        raise RuntimeError(f"worker {index} of {self.task} failed (episodes: {episodes or 'none'}).\n{trace.rstrip()}")
-
-
-def _how_it_ended(exit_code: int | None) -> str:
-    if exit_code is not None and exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        hint = " (the machine may be out of memory: use fewer workers)" if name == "SIGKILL" else ""
-        return f"it was ended by {name}{hint}."
-    return (
-        f"its exit code is {exit_code}; what it printed is above. A script that makes a VectorEnv must do so under "
-        "`if __name__ == '__main__':`, because each worker imports the script."
-    )
-
-
-def _work(pipe: multiprocessing.connection.Connection, job: _Job) -> None:
-    """A worker's main loop; ends when told to or when the parent is gone."""
-    # Ctrl-C reaches the whole group; the parent decides.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.enable()
-    os.environ.update(job.environ)
-    views = job.views()
-    envs: dict[int, Any] = {}
-    first: Any = None
-
-    def env_of(index: int) -> Any:
-        nonlocal first
-        if index not in envs:
-            shared = first.renderer if first is not None and job.spec.cameras else None
-            envs[index] = make_env(job.task, renderer=shared, **job.options)
-            first = first or envs[index]
-        return envs[index]
-
-    def publish(index: int, observation: dict[str, np.ndarray]) -> None:
-        for key, value in observation.items():
-            views[key][index] = value
-
-    try:
+    def _answer_of(self, number: int, command: str, share: dict[int, Any]) -> dict[int, Any]:
+        """A worker's answers to `command`; when it dies over them, those of its successors."""
         while True:
-            command, share = pipe.recv()
-            if command == "close":
+            try:
+                return self._receive(self._workers[number])
+            except _WorkerDied as death:
+                self._blame(self._workers[number], str(death), share)
+            self._replace(number, share)
+            self._send(self._workers[number], command, share)
+
+    def _replace(self, number: int, share: Mapping[int, Any]) -> None:
+        """A new worker in the place of a dead one, with its episodes where they were before the command it died over."""
+        own = {index: episode for index, episode in self._episodes.items() if self._worker_of(index).index == number}
+        lost = {index: episode for index, episode in own.items() if episode.running}
+        for index, episode in own.items():
+            episode.reruns += index in lost or index in share
+        while True:
+            self._workers[number] = self._start(number)
+            work = {index: (episode.seed, episode.actions) for index, episode in lost.items()}
+            try:
+                self._send(self._workers[number], "replay", work)
+                said = self._receive(self._workers[number])
                 break
-            answers: dict[int, Any] = {}
-            for index, argument in share.items():
-                if command == "reset":
-                    observation, answers[index] = env_of(index).reset(seed=argument)
-                else:
-                    observation, *answers[index] = env_of(index).step(argument)
-                publish(index, observation)
-            pipe.send(("done", answers))
-    except EOFError:
-        pass
-    except Exception:
-        pipe.send(("error", traceback.format_exc()))
-    finally:
-        # The first environment owns the renderer that the others share.
-        for env in reversed(list(envs.values())):
-            env.close()
+            except _WorkerDied as death:
+                self._blame(self._workers[number], str(death), share)
+        for index, episode in lost.items():
+            if said[index] != episode.said:
+                raise RuntimeError(
+                    f"{self.task}: seed {episode.seed} went another way when it was run again after its worker had died. Its simulation depends "
+                    "on more than the seed and the actions, so the episode cannot be brought back; the suite's adapter is at fault"
+                )
+
+    @staticmethod
+    def _send(worker: _Worker, command: str, share: dict[int, Any]) -> None:
+        with contextlib.suppress(OSError):  # it is dead, as receiving will find out
+            worker.pipe.send((command, share))
+
+    def _receive(self, worker: _Worker) -> dict[int, Any]:
+        """What a worker answers.
+
+        Raises:
+            _WorkerDied: with its traceback, or empty when it left none.
+        """
+        try:
+            while True:
+                ready = multiprocessing.connection.wait([worker.pipe, worker.process.sentinel])
+                if worker.pipe not in ready and not worker.pipe.poll():
+                    raise _WorkerDied("")
+                status, payload = worker.pipe.recv()
+                if status == "error":
+                    raise _WorkerDied(payload)
+                worker.ready = True
+                if status == "done":
+                    return payload
+        except (EOFError, OSError):
+            raise _WorkerDied("") from None
+
+    def _blame(self, worker: _Worker, trace: str, share: Mapping[int, Any]) -> None:
+        """Count a worker's death against the episode it was at, or against all of its own when it was at none; give up when it is one too many."""
+        worker.process.join(_CLOSE_SECONDS)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+        worker.pipe.close()
+        exit_code = worker.process.exitcode
+        trace = trace or f"The process left no traceback: {how_it_ended(exit_code)}"
+        at = int(self._job.busy[worker.index])
+        if at == NO_ENV:
+            own = [i for i, episode in self._episodes.items() if episode.running and self._worker_of(i) is worker]
+            blamed = sorted({*own, *share})
+        else:
+            blamed = [at]
+        for index in blamed:
+            self._episodes[index].failures += 1
+        # A worker that cannot even start, for a reason of its own, will not start the next time either.
+        hopeless = not worker.ready and (exit_code is None or exit_code >= 0)
+        failures = max((self._episodes[index].failures for index in blamed), default=MAX_FAILURES)
+        if hopeless or failures >= MAX_FAILURES:
+            self.close()
+            times = "at its start" if hopeless else f"{failures} times"
+            episodes = ", ".join(f"env {index} seed {self._episodes[index].seed}" for index in blamed)
+            raise RuntimeError(
+                f"worker {worker.index} of {self.task} failed {times} (episodes: {episodes or 'none'}).\n{trace.rstrip()}"
+            )

@@ -15,7 +15,8 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeRecord:
-    """One episode. `success_step` is the first successful step, counted from 1, or None; `end` is success, horizon or failure."""
+    """One episode. `success_step` is the first successful step, counted from 1, or None; `end` is success, horizon or failure; `reruns` is how
+    often it was brought back after its simulator's process had died, which changes nothing else in the record."""
 
     seed: int
     initial_state_hash: str
@@ -24,6 +25,7 @@ class EpisodeRecord:
     episode_return: float
     length_steps: int
     end: str
+    reruns: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

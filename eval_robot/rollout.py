@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -25,6 +27,10 @@ from pretrain.artifact import Artifact, atomic_write_text
 from pretrain.clips.mp4 import write_mp4
 
 VIDEO_FPS = 20.0
+# Rows of one call of the policy, always: rounding, and with it an episode, is the same whichever episodes are beside it.
+BLOCK_ROWS = 8
+# How old what is on disk of a running evaluation may be.
+_SAVE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +60,7 @@ class EvalConfig:
 
 
 def run(config: EvalConfig) -> Path:
-    """Evaluate; the report appears whole. After a kill, finished waves of episodes are kept and the rest is run."""
+    """Evaluate; the report appears whole. After a kill, finished episodes are kept and the rest is run."""
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     policy, artifact = load_policy(config.policy)
     header = make_header(config, policy, artifact)
@@ -63,6 +69,11 @@ def run(config: EvalConfig) -> Path:
     report = EvalReport(header=header, episodes=tuple(_episodes(config, policy, header, out)))
     report.save(out)
     _partial(out).unlink(missing_ok=True)
+    reruns = sum(episode.reruns for episode in report.episodes)
+    if reruns:
+        print(
+            f"eval: simulators' processes died; {reruns} times an episode was run again from its seed (`reruns` in the report)"
+        )
     low, high = wilson_interval(report.successes, len(report.episodes))
     print(
         f"eval: {header['label']} on {header['task']} at {header['level']}: {report.successes}/{len(report.episodes)} "
@@ -133,37 +144,44 @@ def _partial(out: Path) -> Path:
 
 
 def _episodes(config: EvalConfig, policy: Policy, header: Mapping[str, Any], out: Path) -> list[EpisodeRecord]:
-    """All episodes in the order of their seeds, wave by wave; each finished wave is written to the partial file."""
+    """All episodes in the order of their seeds; finished ones are kept in the partial file as they come."""
     seeds = protocol(config.split).seeds(config.episodes)
     stamp = _stamp(header)
-    records = _resume(_partial(out), stamp)
-    workers = config.workers or os.cpu_count() or 1
+    records = {record.seed: record for record in _resume(_partial(out), stamp)}
+    missing = [seed for seed in seeds if seed not in records]
+    filmed = seeds[: config.videos]
     title = f"eval {header['label']} {header['task']}"
     progress = tqdm(total=len(seeds), initial=len(records), desc=title, unit="episode", disable=None)
-    # A policy without eyes needs no rendering, but for the episodes that are kept as videos.
-    groups: list[tuple[list[int], bool]] = [(seeds, True)]
-    if not policy.spec.cameras:
-        groups = [(seeds[: config.videos], True), (seeds[config.videos :], False)]
-    for group, render in groups:
-        waves = [group[start : start + config.envs] for start in range(0, len(group), config.envs)]
-        waves = [wave for wave in waves if len(records) <= seeds.index(wave[0])]
-        if not waves:
-            continue
-        size = max(map(len, waves))
-        with VectorEnv(
-            header["task"], n_envs=size, n_workers=min(workers, size), level=header["level"],
-            **(policy.spec.env_options | ({} if render else {"cameras": ()})),
-        ) as env:  # fmt: skip
-            for wave in waves:
-                filmed = [seed for seed in wave if seed in seeds[: config.videos]]
-                wave_records, frames = rollout(policy, env, wave, filmed, progress)
-                for seed, film in frames.items():
-                    write_mp4(video_path(out, seed), film, VIDEO_FPS)
-                records += wave_records
-                lines = [json.dumps(stamp), *(json.dumps(asdict(record)) for record in records)]
-                atomic_write_text(_partial(out), "\n".join(lines) + "\n")
+    saved_s = time.monotonic()
+
+    def save() -> None:
+        lines = [json.dumps(stamp), *(json.dumps(asdict(record)) for record in records.values())]
+        atomic_write_text(_partial(out), "\n".join(lines) + "\n")
+
+    def keep(record: EpisodeRecord, film: np.ndarray | None) -> None:
+        nonlocal saved_s
+        if film is not None:
+            write_mp4(video_path(out, record.seed), film, VIDEO_FPS)
+        records[record.seed] = record
+        progress.update(1)
+        if time.monotonic() - saved_s > _SAVE_SECONDS:
+            save()
+            saved_s = time.monotonic()
+
+    if missing:
+        n_envs = min(config.envs, len(missing))
+        # A policy without eyes needs no renderer, but for the episodes that are kept as videos.
+        blind = {} if policy.spec.cameras or set(filmed) & set(missing) else {"cameras": ()}
+        try:
+            with VectorEnv(
+                header["task"], n_envs=n_envs, n_workers=min(config.workers or os.cpu_count() or 1, n_envs),
+                level=header["level"], **(policy.spec.env_options | blind),
+            ) as env:  # fmt: skip
+                rollout(policy, env, missing, filmed=filmed, finished=keep)
+        finally:
+            save()
     progress.close()
-    return records
+    return [records[seed] for seed in seeds]
 
 
 def _resume(partial: Path, stamp: Mapping[str, Any]) -> list[EpisodeRecord]:
@@ -179,55 +197,98 @@ def video_path(out: Path, seed: int) -> Path:
     return out.with_suffix("") / f"seed-{seed}.mp4"
 
 
+@dataclass
+class _Running:
+    """An episode under way."""
+
+    seed: int
+    initial_state_hash: str
+    film: list[np.ndarray] | None
+    steps: int = 0
+    total_reward: float = 0.0
+
+
 def rollout(
-    policy: Policy, env: VectorEnv, seeds: Sequence[int], filmed: Sequence[int] = (), progress: tqdm | None = None
-) -> tuple[list[EpisodeRecord], dict[int, np.ndarray]]:
-    """One episode a seed, all in lockstep, one policy call a step for those still running.
+    policy: Policy,
+    env: VectorEnv,
+    seeds: Sequence[int],
+    *,
+    filmed: Sequence[int] = (),
+    finished: Callable[[EpisodeRecord, np.ndarray | None], None] | None = None,
+) -> list[EpisodeRecord]:
+    """One episode a seed, `env.n_envs` at a time, one policy call a step for all of them.
+
+    An environment whose episode has ended starts the next seed. A seed's episode depends on the policy and the seed alone: not on the number of
+    environments or workers, nor on which episodes run beside it.
+
+    Args:
+        filmed: seeds whose images are kept.
+        finished: is given each record as its episode ends and, for a filmed seed, its film: uint8[frames, H, W, 3] at VIDEO_FPS.
 
     Returns:
-        Records in the order of `seeds`, and the films of the seeds in `filmed`: uint8[frames, H, W, 3] at VIDEO_FPS.
+        Records in the order of `seeds`.
     """
-    active = np.arange(len(seeds))
-    chunker = ActionChunker(policy, len(seeds))
-    observation, infos = env.reset(list(seeds), indices=active.tolist())
-    hashes = [info["initial_state_hash"] for info in infos]
-    returns = np.zeros(len(seeds))
-    records: dict[int, EpisodeRecord] = {}
-    films: dict[int, list[np.ndarray]] = {seed: [] for seed in filmed}
+    chunker = ActionChunker(policy, env.n_envs, block_rows=BLOCK_ROWS)
     every = max(1, round(env.env_spec.control_hz / VIDEO_FPS))
-    fresh = np.ones(len(seeds), dtype=bool)
-    step = 0
-    while len(active):
-        if step % every == 0:
-            _film(films, observation, [seeds[i] for i in active])
-        actions = chunker.act(observation, fresh, active)
-        observation, reward, terminated, truncated, infos = env.step(actions, indices=active.tolist())
-        step += 1
-        returns[active] += reward
-        ended = np.asarray(terminated) | np.asarray(truncated)
-        for row in np.flatnonzero(ended):
-            index, success = int(active[row]), bool(infos[row]["success"])
-            if seeds[index] in films:
-                _film(films, {key: values[row : row + 1] for key, values in observation.items()}, [seeds[index]])
-            records[index] = EpisodeRecord(
-                seed=int(seeds[index]), initial_state_hash=hashes[index], success=success, success_step=step if success else None,
-                episode_return=float(returns[index]), length_steps=step,
-                end="success" if success else ("horizon" if truncated[row] else "failure"),
+    waiting, films = deque(seeds), set(filmed) if env.env_spec.cameras else set()
+    running: dict[int, _Running] = {}
+    newest = {key: np.zeros((env.n_envs, *field.shape), field.dtype) for key, field in env.env_spec.observation.items()}
+    records: dict[int, EpisodeRecord] = {}
+    tick = 0
+    while waiting or running:
+        fresh: list[int] = []
+        # Only where running chunks end too, so that the policy is asked for all environments at once, not for a few at each step.
+        if waiting and (tick % chunker.execute_steps == 0 or not running):
+            tick = 0 if not running else tick
+            fresh = [index for index in range(env.n_envs) if index not in running][: len(waiting)]
+        if fresh:
+            started = [waiting.popleft() for _ in fresh]
+            looked_at = [bool(policy.spec.cameras) or seed in films for seed in started]
+            observation, infos = env.reset(started, indices=fresh, images=looked_at)
+            _put(newest, observation, fresh)
+            for index, seed, info in zip(fresh, started, infos, strict=True):
+                running[index] = _Running(seed, info["initial_state_hash"], [] if seed in films else None)
+        active = np.array(sorted(running))
+        episodes = [running[index] for index in active]
+        for index, episode in zip(active, episodes, strict=True):
+            if episode.steps % every == 0:
+                _film(episode, newest, index)
+        actions = chunker.act(
+            {key: values[active] for key, values in newest.items()},
+            np.isin(active, fresh),
+            active,
+            [episode.seed for episode in episodes],
+        )
+        drawn = chunker.needs_images(active) | [episode.film is not None for episode in episodes]
+        observation, rewards, terminated, truncated, infos = env.step(actions, active.tolist(), images=drawn)
+        _put(newest, observation, active)
+        tick += 1
+        for row, (index, episode) in enumerate(zip(active.tolist(), episodes, strict=True)):
+            episode.steps += 1
+            episode.total_reward += float(rewards[row])
+            if not (terminated[row] or truncated[row]):
+                continue
+            _film(episode, newest, index)
+            success = bool(infos[row]["success"])
+            record = records[episode.seed] = EpisodeRecord(
+                seed=int(episode.seed), initial_state_hash=episode.initial_state_hash, success=success,
+                success_step=episode.steps if success else None, episode_return=episode.total_reward, length_steps=episode.steps,
+                end="success" if success else ("horizon" if truncated[row] else "failure"), reruns=int(env.reruns[index]),
             )  # fmt: skip
-            if progress is not None:
-                progress.update(1)
-        keep = ~ended
-        observation = {key: values[keep] for key, values in observation.items()}
-        active, fresh = active[keep], np.zeros(int(keep.sum()), dtype=bool)
-    return [records[index] for index in range(len(seeds))], {
-        seed: np.stack(film) for seed, film in films.items() if film
-    }
+            del running[index]
+            if finished is not None:
+                finished(record, np.stack(episode.film) if episode.film else None)
+    return [records[seed] for seed in seeds]
 
 
-def _film(films: dict[int, list[np.ndarray]], observation: Mapping[str, np.ndarray], seeds: Sequence[int]) -> None:
-    key = next((key for key in observation if key.startswith("images/")), None)
-    if key is None:
-        return
-    for row, seed in enumerate(seeds):
-        if seed in films:
-            films[seed].append(observation[key][row].copy())
+def _put(
+    newest: dict[str, np.ndarray], observation: Mapping[str, np.ndarray], indices: Sequence[int] | np.ndarray
+) -> None:
+    for key, values in observation.items():
+        newest[key][indices] = values
+
+
+def _film(episode: _Running, newest: Mapping[str, np.ndarray], index: int) -> None:
+    if episode.film is not None:
+        key = next(key for key in newest if key.startswith("images/"))
+        episode.film.append(newest[key][index].copy())

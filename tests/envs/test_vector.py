@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -12,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from envs.tasks import make_env
-from envs.vector import VectorEnv
+from envs.tasks import SUITES, TASKS, make_env
+from envs.vector import MAX_FAILURES, VectorEnv
 
 
 def test_equals_single_envs_with_partial_stepping():
@@ -61,13 +62,64 @@ def test_metaworld_equals_a_single_env():
     with_own_renderer.close()
 
 
-def test_a_killed_worker_is_named():
+def test_images_are_drawn_only_where_asked_for():
+    options = {"level": "varied-2", "image_size": 24}
+    actions = np.random.default_rng(2).uniform(-1, 1, size=(4, 3, 2)).astype(np.float32)
+    masks = [True, False, [True, False, True], [False, False, True]]
+    with (
+        VectorEnv("toy/reach", n_envs=3, n_workers=2, **options) as every,
+        VectorEnv("toy/reach", n_envs=3, n_workers=2, **options) as some,
+    ):
+        every.reset([1, 2, 3])
+        observation, _ = some.reset([1, 2, 3], images=[False, True, False])
+        assert [image.any() for image in observation["images/front"]] == [False, True, False]
+        for action, mask in zip(actions, masks, strict=True):
+            expected, got = every.step(action), some.step(action, images=mask)
+            drawn = np.broadcast_to(mask, 3)
+            assert not got[0]["images/front"][~drawn].any()
+            np.testing.assert_array_equal(got[0]["images/front"][drawn], expected[0]["images/front"][drawn])
+            for observation in (expected[0], got[0]):
+                del observation["images/front"]
+            np.testing.assert_equal(got, expected)
+        with pytest.raises(ValueError, match=r"images of shape \(2,\) for 3 environments"):
+            some.step(actions[0], images=[True, False])
+
+
+def test_a_killed_workers_episodes_go_on_as_if_nothing_had_happened():
+    options = {"level": "varied-2", "image_size": 24, "privileged": True}
+    actions = np.random.default_rng(0).uniform(-1, 1, size=(9, 3, 2)).astype(np.float32)
+
+    def said_by(vector: VectorEnv, kill_at: dict[int, int]) -> list:
+        said: list = [vector.reset([41, 42, 43])]
+        for step, action in enumerate(actions):
+            if step in kill_at:
+                victim = vector._workers[kill_at[step]].process
+                os.kill(victim.pid, signal.SIGKILL)
+                victim.join(5 if step % 2 else 0)  # the death is seen before the next command, or over it
+            indices = [0, 2] if step == 4 else [0, 1, 2]
+            said.append(vector.step(action[indices], indices, images=step % 3 != 1))
+        return said
+
+    with VectorEnv("toy/reach", n_envs=3, n_workers=2, **options) as vector:
+        undisturbed = said_by(vector, {})
+        untouched = vector._workers[1].process.pid
+        disturbed = said_by(vector, {2: 0, 5: 0})
+        assert vector.reruns.tolist() == [2, 0, 2] and vector._workers[1].process.pid == untouched
+        again = said_by(vector, {})
+        assert vector.reruns.tolist() == [0, 0, 0], "counted by the episode"
+    np.testing.assert_equal(disturbed, undisturbed)
+    np.testing.assert_equal(again, undisturbed)
+
+
+def test_a_worker_that_is_killed_again_and_again_is_given_up():
     vector = VectorEnv("toy/reach", n_envs=2, n_workers=2, cameras=())
     vector.reset([41, 42])
-    victim, other = (worker.process for worker in vector._workers[::-1])
-    os.kill(victim.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match=r"worker 1 of toy/reach.*env 1 seed 42.*\n.*SIGKILL"):
-        for _ in range(3):
+    other = vector._workers[0].process
+    with pytest.raises(
+        RuntimeError, match=rf"worker 1 of toy/reach failed {MAX_FAILURES} times.*env 1 seed 42.*\n.*SIGKILL"
+    ):
+        for _ in range(MAX_FAILURES):
+            os.kill(vector._workers[1].process.pid, signal.SIGKILL)
             vector.step(np.zeros((2, 2), np.float32))
     other.join(5)
     assert other.exitcode == 0, "the other worker was told to end"
@@ -76,11 +128,69 @@ def test_a_killed_worker_is_named():
     vector.close()
 
 
-def test_a_workers_error_arrives_with_its_traceback():
-    vector = VectorEnv("toy/reach", n_envs=1, n_workers=1, cameras=())
-    vector._running[:] = True  # past the check here, to an error over there
-    with pytest.raises(RuntimeError, match=r"(?s)worker 0 of toy/reach.*Traceback.*ResetNeeded"):
-        vector.step(np.zeros((1, 2), np.float32))
+# A task whose simulator fails on some seeds; a worker gets to know it by unpickling the task's name.
+FRAGILE = """
+import os, signal
+from dataclasses import replace
+from pathlib import Path
+import envs.tasks
+from envs.suites import toy
+
+class Name(str): pass
+
+class Fragile(toy.ToyReach):
+    def reset(self, seed):
+        self.seed = seed
+        super().reset(seed)
+
+    def step(self, action):
+        if self.seed == 13:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.seed == 14:
+            raise RuntimeError("the solver diverged")
+        once = Path(os.environ["FRAGILE"])
+        if self.seed == 15 and not once.exists():
+            once.touch()
+            raise RuntimeError("a passing trouble")
+        return super().step(action)
+
+def make_simulation(row):
+    return Fragile()
+
+import sys
+envs.tasks.SUITES["fragile"] = sys.modules[__name__]
+envs.tasks.TASKS["fragile/reach"] = replace(toy.TASKS["toy/reach"], suite="fragile")
+"""
+
+
+@pytest.fixture
+def fragile(tmp_path, monkeypatch):
+    """The name of a task that ends its worker by SIGSEGV on seed 13, raises on seed 14 and raises once on seed 15."""
+    (tmp_path / "fragile_suite.py").write_text(FRAGILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("FRAGILE", str(tmp_path / "once"))
+    name = importlib.import_module("fragile_suite").Name("fragile/reach")
+    yield name
+    del SUITES["fragile"], TASKS["fragile/reach"], sys.modules["fragile_suite"]
+
+
+def test_a_seed_that_crashes_its_simulator_is_named(fragile):
+    for seed, reason in ((13, "SIGSEGV"), (14, r"Traceback.*the solver diverged")):
+        vector = VectorEnv(fragile, n_envs=3, n_workers=1, cameras=())
+        vector.reset([1, seed, 2])
+        with pytest.raises(RuntimeError, match=rf"(?s)failed 3 times \(episodes: env 1 seed {seed}\).*{reason}"):
+            vector.step(np.zeros((3, 2), np.float32))
+
+
+def test_a_simulator_that_fails_once_is_run_again(fragile):
+    with VectorEnv(fragile, n_envs=2, n_workers=1, cameras=()) as vector:
+        vector.reset([1, 15])
+        observation = vector.step(np.ones((2, 2), np.float32))[0]
+        assert vector.reruns.tolist() == [1, 1], "both were in the worker"
+    single = make_env("toy/reach", cameras=())
+    single.reset(seed=15)
+    expected = single.step(np.ones(2, np.float32))[0]
+    np.testing.assert_equal({key: value[1] for key, value in observation.items()}, expected)
 
 
 def test_workers_end_with_a_parent_that_is_killed(tmp_path):
