@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,8 +21,9 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pretrain.artifact import load_artifact
 from pretrain.batches import BatchPlan, LoadBatch, stream_batches
-from pretrain.checkpoints import Checkpoints, Metrics, Progress
+from pretrain.checkpoints import Checkpoints, Metrics, Progress, open_run, refuse_foreign, run_lock
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 STRATEGIES = ("auto", "ddp")
@@ -160,6 +161,60 @@ def make_optimizer(model: nn.Module, trainer: TrainerConfig) -> torch.optim.Adam
     )
 
 
+@contextmanager
+def held_run(
+    fabric: Fabric,
+    directory: Path,
+    identity: Mapping[str, Any],
+    *,
+    artifact: str,
+    trainer: TrainerConfig,
+    title: str,
+    may_differ: Collection[str] = (),
+    overwrite: bool = False,
+    belongings: Sequence[str] = (),
+) -> Iterator[bool]:
+    """Holds a run's directory while it trains; gives whether there is anything left to do, the same in every process.
+
+    Args:
+        identity: what the run is, nested plain values; FREE_TRAINER_FIELDS of its "trainer" and `may_differ` may change
+            from one start to the next.
+        artifact: name within the directory of what a run writes last: whole and of the last step, it means that all is done.
+        title: of the line that says so, e.g. "pretrain egodtm-tiny".
+        overwrite, belongings: as in `open_run`; `artifact` and the logs belong to every run.
+
+    Raises:
+        ValueError: the directory holds something else, another run, or is being trained by another process.
+    """
+    with ExitStack() as held:
+        finished = False
+        if fabric.is_global_zero:
+            refuse_foreign(directory)
+            held.enter_context(run_lock(directory))
+            open_run(
+                directory,
+                identity,
+                may_differ={*may_differ, *(f"trainer.{name}" for name in FREE_TRAINER_FIELDS)},
+                overwrite=overwrite,
+                belongings=(artifact, *belongings, "metrics.jsonl", "tensorboard"),
+            )
+            finished = _is_finished(directory / artifact, trainer.steps)
+            if finished:
+                print(f"{title}: already finished, {trainer.steps} steps: {directory / artifact}")
+        # The other processes wait here until the directory is in order.
+        yield not fabric.broadcast(finished, src=0)
+
+
+def _is_finished(artifact: Path, steps: int) -> bool:
+    if not artifact.exists():
+        return False
+    try:
+        return load_artifact(artifact).provenance["step"] == steps
+    except ValueError as error:
+        print(f"{error}: making it again from the last checkpoint")
+        return False
+
+
 def fit(
     *,
     fabric: Fabric,
@@ -233,9 +288,9 @@ def fit(
                 done, elapsed = step + 1, time.monotonic() - began
                 progress = Progress(step=done, wall_time_s=seconds_before + elapsed)
                 last = done == trainer.steps
-                is_due = (
-                    done % trainer.checkpoint_every == 0 or last or done in milestones or _anyone(fabric, stop.is_set())
-                )
+                # Asked once a step: a stop that is asked for later than here has its checkpoint after the next step.
+                stopping = _anyone(fabric, stop.is_set()) and not last
+                is_due = done % trainer.checkpoint_every == 0 or last or done in milestones or stopping
                 if done % trainer.log_every == 0 or is_due:
                     values = {name: float(value) for name, value in scalars.items()}
                     _require_finite(values, step, directory)
@@ -253,7 +308,7 @@ def fit(
                     if fabric.is_global_zero:
                         checkpoints.save(model, optimizer, progress, _record(plan, step))
                     fabric.barrier()
-                if _anyone(fabric, stop.is_set()) and not last:
+                if stopping:
                     raise KeyboardInterrupt
     finally:
         bar.close()

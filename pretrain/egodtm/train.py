@@ -1,6 +1,5 @@
 """`egoarm pretrain`: EgoDTM on a store of ego clips, ending in an encoder artifact."""
 
-import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -11,9 +10,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pretrain.artifact import atomic_write_text, load_artifact, save_artifact, sha256_file
+from pretrain.artifact import atomic_write_text, save_artifact, sha256_file
 from pretrain.batches import BatchPlan
-from pretrain.checkpoints import Progress, open_run, refuse_foreign, run_lock
+from pretrain.checkpoints import Progress
 from pretrain.clips.dataset import ClipDataset
 from pretrain.clips.store import ClipStore, open_store
 from pretrain.egodtm.data import LoadBatch, split_clips
@@ -26,7 +25,7 @@ from pretrain.egodtm.text import TextConfig
 from pretrain.egodtm.validation import Validation, validate
 from pretrain.egodtm.video_vit import VIDEO_SIZES, VideoViTConfig
 from pretrain.encoder import save_encoder
-from pretrain.loop import FREE_TRAINER_FIELDS, TrainerConfig, fit, make_fabric
+from pretrain.loop import TrainerConfig, fit, held_run, make_fabric
 from pretrain.provenance import make_provenance
 from pretrain.zoo.clip_weights import weights_file
 
@@ -155,32 +154,18 @@ def run(config: PretrainConfig) -> None:
     out = Path(config.out)
     identity = _identity(config, store)
     fabric = make_fabric(config.trainer)
-    with contextlib.ExitStack() as held:
-        finished = False
-        if fabric.is_global_zero:
-            refuse_foreign(out)
-            held.enter_context(run_lock(out))
-            open_run(
-                out,
-                identity,
-                may_differ={"data"} | {f"trainer.{name}" for name in FREE_TRAINER_FIELDS},
-                overwrite=config.overwrite,
-                belongings=(
-                    ENCODER_DIRECTORY,
-                    MODEL_DIRECTORY,
-                    SNAPSHOTS_DIRECTORY,
-                    VALIDATION_FILE,
-                    "metrics.jsonl",
-                    "tensorboard",
-                ),
-            )
-            finished = _is_finished(out, config)
-            if finished:
-                print(
-                    f"pretrain {config.name}: already finished, {config.trainer.steps} steps: {out / ENCODER_DIRECTORY}"
-                )
-        # The other processes wait here until the directory is in order.
-        if not fabric.broadcast(finished, src=0):
+    with held_run(
+        fabric,
+        out,
+        identity,
+        artifact=ENCODER_DIRECTORY,
+        trainer=config.trainer,
+        title=f"pretrain {config.name}",
+        may_differ={"data"},
+        overwrite=config.overwrite,
+        belongings=(MODEL_DIRECTORY, SNAPSHOTS_DIRECTORY, VALIDATION_FILE),
+    ) as unfinished:
+        if unfinished:
             _train(config, store, fabric)
 
 
@@ -215,18 +200,6 @@ def _identity(config: PretrainConfig, store: ClipStore) -> dict[str, Any]:
         # A file is what is in it, wherever it lies.
         identity["init"] = sha256_file(weights_file(config.init))
     return identity
-
-
-def _is_finished(out: Path, config: PretrainConfig) -> bool:
-    """The encoder is written last, so a whole one of this run's last step means that all is done."""
-    path = out / ENCODER_DIRECTORY
-    if not path.exists():
-        return False
-    try:
-        return load_artifact(path).provenance["step"] == config.trainer.steps
-    except ValueError as error:
-        print(f"{error}: making it again from the last checkpoint")
-        return False
 
 
 def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:

@@ -5,7 +5,6 @@
 <out>/encoder/      the video encoder for policies, where rgb is among the modalities
 """
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -19,9 +18,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pretrain.artifact import atomic_write_text, load_artifact
+from pretrain.artifact import atomic_write_text
 from pretrain.batches import BatchPlan
-from pretrain.checkpoints import Progress, open_run, refuse_foreign, run_lock
+from pretrain.checkpoints import Progress
 from pretrain.egodtm.data import split_clips
 from pretrain.egom2p.bundle import ENCODER_DIRECTORY, MODEL_DIRECTORY, save_egom2p
 from pretrain.egom2p.data import LoadTokens, target_counts, unpack
@@ -29,7 +28,7 @@ from pretrain.egom2p.masking import MaskingConfig
 from pretrain.egom2p.model import SIZES, EgoM2P, EgoM2PConfig, egom2p_loss
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from pretrain.egom2p.tokens import TokenStore, open_tokens, require_tokenizers
-from pretrain.loop import FREE_TRAINER_FIELDS, TrainerConfig, fit, make_fabric
+from pretrain.loop import TrainerConfig, fit, held_run, make_fabric
 from pretrain.provenance import make_provenance
 
 VALIDATION_FILE = "validation.json"
@@ -95,24 +94,18 @@ def run(config: EgoM2PTrainConfig) -> None:
     out = Path(config.out)
     identity = _identity(config, stores)
     fabric = make_fabric(config.trainer)
-    with contextlib.ExitStack() as held:
-        finished = False
-        if fabric.is_global_zero:
-            refuse_foreign(out)
-            held.enter_context(run_lock(out))
-            open_run(
-                out,
-                identity,
-                may_differ={"tokens", "tokenizers"} | {f"trainer.{name}" for name in FREE_TRAINER_FIELDS},
-                overwrite=config.overwrite,
-                belongings=(ENCODER_DIRECTORY, MODEL_DIRECTORY, VALIDATION_FILE, "metrics.jsonl", "tensorboard"),
-            )
-            finished = _is_finished(out, config)
-            if finished:
-                print(
-                    f"pretrain {config.name}: already finished, {config.trainer.steps} steps: {out / MODEL_DIRECTORY}"
-                )
-        if not fabric.broadcast(finished, src=0):
+    with held_run(
+        fabric,
+        out,
+        identity,
+        artifact=MODEL_DIRECTORY,
+        trainer=config.trainer,
+        title=f"pretrain {config.name}",
+        may_differ={"tokens", "tokenizers"},
+        overwrite=config.overwrite,
+        belongings=(ENCODER_DIRECTORY, VALIDATION_FILE),
+    ) as unfinished:
+        if unfinished:
             _train(config, model_config, stores, tokenizers, fabric)
 
 
@@ -125,18 +118,6 @@ def _identity(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[s
     identity["masking"] = {k: list(v) if isinstance(v, tuple) else v for k, v in identity["masking"].items()}
     identity["tokens_sha256"] = [store.manifest_sha256 for store in stores]
     return identity
-
-
-def _is_finished(out: Path, config: EgoM2PTrainConfig) -> bool:
-    """The model is written last."""
-    path = out / MODEL_DIRECTORY
-    if not path.exists():
-        return False
-    try:
-        return load_artifact(path).provenance["step"] == config.trainer.steps
-    except ValueError as error:
-        print(f"{error}: making it again from the last checkpoint")
-        return False
 
 
 def _common_grids(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 import yaml
 
 from pretrain.artifact import load_artifact, sha256_file
-from pretrain.checkpoints import read_metrics, run_lock
+from pretrain.checkpoints import Metrics, read_metrics, run_lock
 from pretrain.egodtm.train import PretrainConfig, run
 from pretrain.encoder import load_encoder
 from pretrain.loop import TrainerConfig
@@ -114,20 +115,20 @@ def test_egodtm_killed_at_any_moment_ends_with_the_same_weights(finished: Pretra
     assert [row["step"] for row in read_metrics(metrics)] == list(range(1, STEPS + 1))
 
 
-def test_a_polite_stop_keeps_the_step_it_reached(finished: PretrainConfig, tmp_path: Path) -> None:
+def test_a_polite_stop_keeps_the_step_it_reached(
+    finished: PretrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_for(Path(finished.data), tmp_path / "stopped", trainer={"checkpoint_every": 1000})
-    import threading
+    write = Metrics.write
 
-    def interrupt() -> None:
-        while len(read_metrics(tmp_path / "stopped/metrics.jsonl")) < 5:
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGINT)
+    def interrupting(metrics: Metrics, step: int, scalars: Mapping[str, float]) -> None:
+        write(metrics, step, scalars)
+        if step == 5:
+            os.kill(os.getpid(), signal.SIGINT)
 
-    thread = threading.Thread(target=interrupt)
-    thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Metrics, "write", interrupting)
         run(config)
-    thread.join()
     (checkpoint,) = (tmp_path / "stopped/checkpoints").glob("step-*")
     assert 5 <= json.loads((checkpoint / "state.json").read_text())["step"] < STEPS
     run(config)

@@ -4,7 +4,6 @@
 <out>/validation.json    its reconstruction of held-out clips beside each clip's mean
 """
 
-import contextlib
 import dataclasses
 import difflib
 import json
@@ -20,9 +19,8 @@ from jaxtyping import Float32
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pretrain.artifact import atomic_write_text, load_artifact
+from pretrain.artifact import atomic_write_text
 from pretrain.batches import BatchPlan, SampleId
-from pretrain.checkpoints import open_run, refuse_foreign, run_lock
 from pretrain.clips.schema import Clip
 from pretrain.clips.store import ClipStore, open_store
 from pretrain.egodtm.data import split_clips
@@ -32,7 +30,7 @@ from pretrain.egom2p.tokenizers.tokenizer import Tokenizer, save_tokenizer
 from pretrain.egom2p.tokenizers.validation import Reconstruction, reconstruction
 from pretrain.egom2p.tokenizers.vq_sequence import VQ_SEQUENCE_SIZES, VqSequenceConfig, VqSequenceTokenizer
 from pretrain.egom2p.windows import cut_window, random_square, random_start_s, read_modalities
-from pretrain.loop import FREE_TRAINER_FIELDS, TrainerConfig, fit, make_fabric
+from pretrain.loop import TrainerConfig, fit, held_run, make_fabric
 from pretrain.provenance import make_provenance
 
 TOKENIZER_DIRECTORY = "tokenizer"
@@ -223,25 +221,18 @@ def run(config: TokenizerTrainConfig) -> None:
     store = open_store(config.data)
     out = Path(config.out)
     fabric = make_fabric(config.trainer)
-    with contextlib.ExitStack() as held:
-        finished = False
-        if fabric.is_global_zero:
-            refuse_foreign(out)
-            held.enter_context(run_lock(out))
-            open_run(
-                out,
-                _identity(config, store),
-                may_differ={"data"} | {f"trainer.{name}" for name in FREE_TRAINER_FIELDS},
-                overwrite=config.overwrite,
-                belongings=(TOKENIZER_DIRECTORY, VALIDATION_FILE, "metrics.jsonl", "tensorboard"),
-            )
-            finished = _is_finished(out, config)
-            if finished:
-                print(
-                    f"tokenizer {config.name}: already finished, {config.trainer.steps} steps: {out / TOKENIZER_DIRECTORY}"
-                )
-        # The other processes wait here until the directory is in order.
-        if not fabric.broadcast(finished, src=0):
+    with held_run(
+        fabric,
+        out,
+        _identity(config, store),
+        artifact=TOKENIZER_DIRECTORY,
+        trainer=config.trainer,
+        title=f"tokenizer {config.name}",
+        may_differ={"data"},
+        overwrite=config.overwrite,
+        belongings=(VALIDATION_FILE,),
+    ) as unfinished:
+        if unfinished:
             _train(config, store, fabric)
 
 
@@ -251,18 +242,6 @@ def _identity(config: TokenizerTrainConfig, store: ClipStore) -> dict[str, Any]:
     for name in ("out", "overwrite"):
         del identity[name]
     return identity | {"clips_sha256": store.manifest_sha256}
-
-
-def _is_finished(out: Path, config: TokenizerTrainConfig) -> bool:
-    """The tokenizer is written last, so a whole one of this run's last step means that all is done."""
-    path = out / TOKENIZER_DIRECTORY
-    if not path.exists():
-        return False
-    try:
-        return load_artifact(path).provenance["step"] == config.trainer.steps
-    except ValueError as error:
-        print(f"{error}: making it again from the last checkpoint")
-        return False
 
 
 def _train(config: TokenizerTrainConfig, store: ClipStore, fabric: Fabric) -> None:
