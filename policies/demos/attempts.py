@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -84,27 +84,41 @@ def attempt(env: ManipulationEnv, expert: Expert, seed: int) -> Attempt:
     )
 
 
-_HELD: dict[str, Any] = {}  # this worker process's environment and expert, of one task at a time
+_HELD: dict[str, Any] = {}  # this process's environment and expert, of one task at a time
 
 
 def held_attempt(task: str, options: dict[str, Any], seed: int) -> Attempt:
     """`attempt` with the environment that this process holds, made anew when the task or the options change."""
     key = (task, repr(sorted(options.items())))
     if _HELD.get("key") != key:
-        if "env" in _HELD:
-            _HELD.pop("env").close()
-        _HELD.clear()
+        _let_go()
         env = make_env(task, **options)
         _HELD.update(key=key, env=env, expert=make_expert(task, env))
     return attempt(_HELD["env"], _HELD["expert"], seed)
 
 
+def _let_go() -> None:
+    if "env" in _HELD:
+        _HELD["env"].close()
+    _HELD.clear()
+
+
 @contextmanager
-def workers(count: int) -> Iterator[ProcessPoolExecutor]:
-    """`count` spawned processes; RuntimeError with the remedy if the system ends one of them."""
+def workers(count: int) -> Iterator[Callable[..., Iterable[Any]]]:
+    """A `map` over `count` spawned processes, or in this one where one is enough.
+
+    Raises:
+        RuntimeError: the system ended one of them; the text has the remedy.
+    """
+    if count == 1:
+        try:
+            yield map
+        finally:
+            _let_go()
+        return
     try:
         with ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=start_worker) as pool:
-            yield pool
+            yield pool.map
     except BrokenProcessPool as error:
         raise RuntimeError(
             "a worker process was ended from outside (most often: no memory left; try fewer workers=). Nothing that was done is lost: "

@@ -99,8 +99,8 @@ def _audit(config: AuditConfig, header: dict[str, Any]) -> list[dict[str, Any]]:
     if units:
         count = min(config.workers or os.cpu_count() or 1, len(units))
         progress = tqdm(total=len(units), desc="audit", unit="episode", disable=None)
-        with workers(count) as pool, open(log, "a") as file:
-            for record in pool.map(audit_episode, *zip(*units, strict=True)):
+        with workers(count) as run_all, open(log, "a") as file:
+            for record in run_all(audit_episode, *zip(*units, strict=True)):
                 done[record["task"], record["seed"]] = record
                 file.write(json.dumps(record) + "\n")
                 file.flush()

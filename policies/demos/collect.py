@@ -106,7 +106,7 @@ def _collect(config: DemosConfig, parts: Path) -> tuple[list[int], dict[int, str
     failed: dict[int, str] = {}
     seed = config.first_seed
     progress = tqdm(total=config.episodes, desc=f"demos {config.task}", unit="demo", disable=None)
-    with workers(config.workers or os.cpu_count() or 1) as pool:
+    with workers(config.workers or os.cpu_count() or 1) as run_all:
         while len(kept) < config.episodes:
             if len(failed) > (MAX_ATTEMPTS_PER_DEMO - 1) * config.episodes:
                 reason, count = Counter(failed.values()).most_common(1)[0]
@@ -116,7 +116,7 @@ def _collect(config: DemosConfig, parts: Path) -> tuple[list[int], dict[int, str
                 )
             wave = range(seed, seed + config.episodes - len(kept))
             seed = wave.stop
-            outcomes = pool.map(_attempt, *zip(*[(config, str(parts), s) for s in wave], strict=True))
+            outcomes = run_all(_attempt, *zip(*[(config, str(parts), s) for s in wave], strict=True))
             for tried, reason in zip(wave, outcomes, strict=True):
                 if reason:
                     failed[tried] = reason

@@ -111,7 +111,7 @@ def write_header(
         "seeds": list(seeds),
         "versions": installed_versions(),
     }
-    data.attrs["egoarm"] = json.dumps({**ours, **extra}, sort_keys=True)
+    data.attrs["egoarm"] = json.dumps({**ours, **extra})  # in the spec's own order, which is that of cameras and state
 
 
 def installed_versions() -> dict[str, str]:

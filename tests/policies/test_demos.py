@@ -1,6 +1,8 @@
 """Demonstrations: layout, content, resume, damage."""
 
+import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.experts.toy import ToyReachExpert
 from envs.tasks import make_env
 from policies.demos import collect
 from policies.demos.collect import DemosConfig
@@ -126,7 +129,12 @@ def test_a_finished_file_is_kept_and_another_configuration_refused(
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("task", "toy/rech", "toy/reach"), ("level", "varied-9", "varied-"), ("first_seed", 99_999, "seeds within")],
+    [
+        ("task", "toy/rech", "toy/reach"),
+        ("level", "varied-9", "varied-"),
+        ("first_seed", 99_999, "seeds within"),
+        ("image_size", 100_000, "16 to 1024 pixels"),
+    ],
 )
 def test_bad_requests(field: str, value: object, message: str) -> None:
     fields = {
@@ -153,6 +161,134 @@ def test_damaged_files_are_named(toy_demos: Path, tmp_path: Path) -> None:
         file.create_group("data")
     with pytest.raises(ValueError, match=r"bare\.hdf5 lacks"):
         DemoFile(tmp_path / "bare.hdf5")
+
+
+@pytest.mark.parametrize(
+    ("key", "values", "message"),
+    [
+        ("obs/tip_pos", None, r"demo_2 has no 'obs/tip_pos', which its spec names; there is: .*obs/front_image"),
+        ("obs/front_image", np.zeros((9, 84, 84, 3), np.uint8), r"demo_2: obs/front_image is uint8\[9, 84, 84, 3\], expected uint8\["),
+        ("obs/tip_vel", np.zeros((9, 2)), r"obs/tip_vel is float64\[9, 2\], expected float32"),
+        ("actions", np.nan, "demo_2: the action of step 2 is not finite"),
+        ("actions", 1.5, r"demo_2: the action of step 2 is out of the range -1 to 1: \[1\.5, .*\(1 of"),
+        ("rewards", None, "expected 'rewards' with num_samples"),
+        ("states", np.zeros((3, 6)), r"expected 'states' with num_samples \d+ rows, found 3 rows"),
+    ],
+)  # fmt: skip
+def test_what_the_spec_promises_is_checked_at_opening(
+    toy_demos: Path, tmp_path: Path, key: str, values: np.ndarray | float | None, message: str
+) -> None:
+    bad = tmp_path / "bad.hdf5"
+    shutil.copy(toy_demos, bad)
+    with h5py.File(bad, "a") as file:
+        demo = file["data/demo_2"]
+        if isinstance(values, float):
+            demo[key][2, 0] = values
+        else:
+            del demo[key]
+            if values is not None:
+                demo[key] = values
+    with pytest.raises(ValueError, match=message) as error:
+        DemoFile(bad)
+    assert str(bad) in str(error.value)
+
+
+def edit_meta(source: Path, target: Path, **changes: object) -> Path:
+    shutil.copy(source, target)
+    with h5py.File(target, "a") as file:
+        attributes = file["data"].attrs
+        attributes["egoarm"] = json.dumps(json.loads(attributes["egoarm"]) | changes)
+    return target
+
+
+def test_demos_of_another_version_are_refused(toy_demos: Path, tmp_path: Path) -> None:
+    old = edit_meta(toy_demos, tmp_path / "old.hdf5", versions={"mujoco": "2.3.7"})
+    with pytest.raises(ValueError, match=r"was made with mujoco 2\.3\.7 \(installed: "):
+        DemoFile(old)
+    with DemoFile(old, any_version=True) as demos:
+        spec = replace(demos.env_spec, horizon_steps=99)
+    changed = edit_meta(toy_demos, tmp_path / "new.hdf5", spec=spec.to_json(), schema_hash=spec.schema_hash())
+    with (
+        DemoFile(changed) as demos,
+        pytest.raises(ValueError, match=r"another version of toy/reach .*horizon_steps: 99 != 60"),
+    ):
+        demos.check_env()
+    with DemoFile(toy_demos) as demos:
+        demos.check_env()
+
+
+def test_privileged_states_without_images(tmp_path: Path) -> None:
+    config = DemosConfig(
+        task="toy/reach",
+        level="clean",
+        episodes=2,
+        out=str(tmp_path / "d.hdf5"),
+        image_size=64,
+        first_seed=7,
+        workers=1,
+        cameras=(),
+        privileged=True,
+    )
+    with DemoFile(collect.run(config)) as demos:
+        assert list(demos.env_spec.observation) == ["state/tip_pos", "state/tip_vel", "state/full"]
+        np.testing.assert_allclose(demos.array(0, "obs/state/full"), demos.array(0, "states"), atol=1e-6)
+        demos.check_env()
+
+
+def test_failed_attempts_are_counted_with_their_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    act = ToyReachExpert.act
+
+    def sometimes(self: ToyReachExpert, observation: dict) -> np.ndarray:
+        if self._simulation.full_state()[4] > 0:
+            raise FloatingPointError("the ball is on the right")
+        return act(self, observation)
+
+    monkeypatch.setattr(ToyReachExpert, "act", sometimes)
+    common = {"task": "toy/reach", "level": "clean", "image_size": 64, "workers": 1, "cameras": ()}
+    with DemoFile(collect.run(DemosConfig(episodes=3, out=str(tmp_path / "d.hdf5"), first_seed=0, **common))) as demos:
+        failures = demos.meta["failures"]
+        assert (
+            len(demos) == 3 and failures and set(failures.values()) == {"FloatingPointError: the ball is on the right"}
+        )
+        assert sorted([*demos.seeds, *map(int, failures)]) == list(range(3 + len(failures)))
+    monkeypatch.setattr(ToyReachExpert, "act", lambda self, observation: np.zeros(2, np.float32))
+    with pytest.raises(
+        RuntimeError, match=r"failed on \d+ of \d+ seeds \(\d+ times: not solved within the horizon\); no demon"
+    ):
+        collect.run(DemosConfig(episodes=1, out=str(tmp_path / "e.hdf5"), first_seed=0, **common))
+    assert not (tmp_path / "e.hdf5").exists()
+
+
+def test_frames_are_read_one_by_one(toy_demos: Path) -> None:
+    with DemoFile(toy_demos) as demos:
+        whole = demos.array(2, "obs/images/front")
+        np.testing.assert_array_equal(demos.frames(2, "front", [5, 0, 0]), whole[[5, 0, 0]])
+        with h5py.File(toy_demos) as file:
+            assert file["data/demo_2/obs/front_image"].chunks == (1, 64, 64, 3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("robomimic") is None, reason="robomimic is not installed")
+@pytest.mark.parametrize("cache", [None, "low_dim", "all"])
+def test_robomimic_reads_it(toy_demos: Path, cache: str | None) -> None:
+    import pretrain.zoo.vision_ops  # noqa: F401  (torchvision's door)
+
+    dataset = importlib.import_module("robomimic.utils.dataset")
+    modalities = {"low_dim": ["tip_pos", "tip_vel"], "rgb": ["front_image"]}
+    importlib.import_module("robomimic.utils.obs_utils").initialize_obs_utils_with_obs_specs({"obs": modalities})
+    theirs = dataset.SequenceDataset(
+        str(toy_demos),
+        obs_keys=["tip_pos", "tip_vel", "front_image"],
+        dataset_keys=["actions", "rewards", "dones"],
+        frame_stack=2,
+        seq_length=3,
+        hdf5_cache_mode=cache,
+        load_next_obs=False,
+    )
+    with DemoFile(toy_demos) as demos:
+        assert len(theirs) == sum(demos.lengths)
+        item, images = theirs[demos.lengths[0] + 2], demos.array(1, "obs/images/front")
+        np.testing.assert_array_equal(item["actions"], demos.array(1, "actions")[1:5])
+        np.testing.assert_array_equal(item["obs"]["front_image"], images[1:5])
 
 
 @given(st.integers(1, 12), st.integers(1, 6))
