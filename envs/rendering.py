@@ -19,6 +19,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
+from envs.frustum import geoms_outside, leave_out
 from envs.shifts_scenery import PatternBank, Scenery
 
 # Names the back-end that a parent process has already tried, so that spawned workers need not try it again.
@@ -264,6 +265,10 @@ class Renderer:
             if self._patterns is None:
                 self._patterns = PatternBank(self._context)
             scenery.draw_into(self._scene, self._patterns)
+        if not (self._settings.shadows or self._settings.reflections):  # by which what is out of sight may be seen
+            view = mujoco.mjv_averageCamera(self._scene.camera[0], self._scene.camera[1])
+            if not view.orthographic:
+                leave_out(self._scene, geoms_outside(model, data, view, self.width / self.height))
         flags = self._scene.flags
         flags[mujoco.mjtRndFlag.mjRND_SHADOW] = self._settings.shadows
         flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = self._settings.reflections
