@@ -27,7 +27,7 @@ from pretrain.egom2p.data import LoadTokens, target_counts, unpack
 from pretrain.egom2p.masking import MaskingConfig
 from pretrain.egom2p.model import SIZES, EgoM2P, EgoM2PConfig, egom2p_loss
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer, load_tokenizer
-from pretrain.egom2p.tokens import TokenStore, open_tokens, require_tokenizers
+from pretrain.egom2p.tokens import AuthorsDataSet, TokenStore, open_authors_tokens, open_tokens, require_tokenizers
 from pretrain.loop import TrainerConfig, fit, held_run, make_fabric
 from pretrain.provenance import make_provenance
 
@@ -42,6 +42,9 @@ class EgoM2PTrainConfig:
 
     Attributes:
         tokens: directories of token stores (egoarm tokenize store); clips of all are equally likely.
+        authors: directory of shards in the layout of EgoM2P's authors, <authors>/<modality>/<data set>/shard-*.tar; their
+            grids are taken to be the tokenizers'. Empty: none.
+        data_sets: of that directory, which to take; their clips count as those of `tokens`.
         tokenizers: directories of the tokenizers that made them, in any order; they are checked against the stores and kept
             beside the model.
         out: directory of the run.
@@ -56,6 +59,8 @@ class EgoM2PTrainConfig:
     tokens: tuple[str, ...]
     tokenizers: tuple[str, ...]
     out: str
+    authors: str = ""
+    data_sets: tuple[AuthorsDataSet, ...] = ()
     size: str = "tiny"
     modalities: tuple[str, ...] = ()
     masking: MaskingConfig = field(default_factory=MaskingConfig)
@@ -65,9 +70,15 @@ class EgoM2PTrainConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 
     def __post_init__(self) -> None:
-        for name, meaning in (("tokens", "token stores"), ("tokenizers", "the tokenizers that made them")):
+        needed = {"tokenizers": "the tokenizers that made them"} | ({} if self.authors else {"tokens": "token stores"})
+        for name, meaning in needed.items():
             if not getattr(self, name):
                 raise ValueError(f"{name}= is missing: say the directories of {meaning}, e.g. {name}=[runs/{name}]")
+        if bool(self.authors) != bool(self.data_sets):
+            raise ValueError(
+                f"authors={self.authors!r} with {len(self.data_sets)} data_sets: both or neither, e.g. authors=/data/tokens "
+                "data_sets=[{name:holoassist,modalities:[rgb,depth,gaze,camera]}]"
+            )
         if self.size not in SIZES:
             raise ValueError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r}")
         if self.seed < 0:
@@ -88,8 +99,7 @@ def run(config: EgoM2PTrainConfig) -> None:
         ValueError: stores that do not go together, other tokenizers than made them, or config.out holds something else.
         KeyboardInterrupt: stopped; the same command goes on.
     """
-    stores = [open_tokens(path) for path in config.tokens]
-    tokenizers = _tokenizers_of(config, stores)
+    stores, tokenizers = _open_data(config)
     model_config = EgoM2PConfig.of_size(config.size, _common_grids(config, stores))
     out = Path(config.out)
     identity = _identity(config, stores)
@@ -101,7 +111,7 @@ def run(config: EgoM2PTrainConfig) -> None:
         artifact=MODEL_DIRECTORY,
         trainer=config.trainer,
         title=f"pretrain {config.name}",
-        may_differ={"tokens", "tokenizers"},
+        may_differ={"tokens", "tokenizers", "authors"},
         overwrite=config.overwrite,
         belongings=(ENCODER_DIRECTORY, VALIDATION_FILE),
     ) as unfinished:
@@ -111,7 +121,7 @@ def run(config: EgoM2PTrainConfig) -> None:
 
 def _identity(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[str, Any]:
     identity = dataclasses.asdict(config)
-    for name in ("out", "overwrite"):
+    for name in ("out", "overwrite", *(() if config.authors else ("authors", "data_sets"))):
         del identity[name]
     for name in ("tokens", "tokenizers", "modalities"):
         identity[name] = list(identity[name])
@@ -123,12 +133,12 @@ def _identity(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[s
 def _common_grids(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[str, Any]:
     """Modality -> grid over all stores; a store may lack a modality, but none may have another grid."""
     grids: dict[str, Any] = {}
-    for path, store in zip(config.tokens, stores, strict=True):
+    for store in stores:
         for name, grid in store.grids.items():
             if grids.setdefault(name, grid) != grid:
                 raise ValueError(
-                    f"tokens={path}: {name} has the grid {grid.shape} of {grid.vocabulary} ids, but that of "
-                    f"{config.tokens[0]} has {grids[name].shape} of {grids[name].vocabulary}: encode both with one tokenizer"
+                    f"{store.path}: {name} has the grid {grid.shape} of {grid.vocabulary} ids, but that of "
+                    f"{stores[0].path} has {grids[name].shape} of {grids[name].vocabulary}: encode both with one tokenizer"
                 )
     wanted = config.modalities or tuple(grids)
     if missing := [name for name in wanted if name not in grids]:
@@ -136,15 +146,16 @@ def _common_grids(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> di
     return {name: grids[name] for name in wanted}
 
 
-def _tokenizers_of(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[str, Tokenizer]:
-    """Directory name -> tokenizer, checked against every store."""
+def _open_data(config: EgoM2PTrainConfig) -> tuple[list[TokenStore], dict[str, Tokenizer]]:
+    """The token stores, and directory name -> tokenizer, checked against every store."""
     loaded = [load_tokenizer(path) for path in config.tokenizers]
+    grids = {name: tokenizer.spec.grid for tokenizer in loaded for name in tokenizer.spec.modalities}
+    stores = [open_tokens(path) for path in config.tokens]
+    if config.authors:
+        stores += open_authors_tokens(config.authors, config.data_sets, grids)
     for store in stores:
         require_tokenizers(store, loaded)
-    names: dict[str, Tokenizer] = {}
-    for tokenizer in loaded:
-        names["-".join(tokenizer.spec.modalities)] = tokenizer
-    return names
+    return stores, {"-".join(tokenizer.spec.modalities): tokenizer for tokenizer in loaded}
 
 
 def _train(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -165,6 +166,34 @@ def test_egom2p_killed_at_any_moment_ends_with_the_same_weights(
     for name in ("model", "encoder"):
         files = [Path(out) / name / "model.safetensors" for out in (config.out, finished.out)]
         assert sha256_file(files[0]) == sha256_file(files[1])
+
+
+def test_shards_in_the_authors_layout_train_by_the_same_command(
+    finished: EgoM2PTrainConfig, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alone, and beside a store of ours; gray rgb is given and never asked for."""
+    for name, folder in (("rgb", "rgb/gray"), ("camera", "cam/gray")):
+        shutil.copytree(place / "tokens" / name, tmp_path / "theirs" / folder)
+    words = [
+        f"authors={tmp_path / 'theirs'}",
+        "data_sets=[{name: gray, modalities: [rgb, camera], only_input: [rgb]}]",
+        f"tokenizers=[{','.join(finished.tokenizers)}]",
+        "size=nano",
+        "masking.input_tokens=24",
+        "masking.target_tokens=24",
+        "val_fraction=0.2",
+        "trainer.steps=2",
+        "trainer.batch_size=4",
+    ]
+    assert main(["pretrain", "egom2p", *words, f"out={tmp_path / 'alone'}"]) == 0
+    assert set(json.loads((tmp_path / "alone/validation.json").read_text())) == {"camera"}
+    assert main(["pretrain", "egom2p", *words, f"tokens=[{place / 'tokens'}]", f"out={tmp_path / 'both'}"]) == 0
+    bundle = load_egom2p(tmp_path / "both")
+    assert bundle.provenance["data"].keys() == {"tokens 0", "tokens 1"}
+    assert set(bundle.model.config.names) == {"rgb", "depth", "gaze", "camera"}
+    capsys.readouterr()
+    assert main(["pretrain", "egom2p", *words[:1], *words[2:], f"out={tmp_path / 'no'}"]) == 2
+    assert "both or neither" in capsys.readouterr().err
 
 
 def test_the_encoder_reads_what_the_model_reads(finished: EgoM2PTrainConfig) -> None:
