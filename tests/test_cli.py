@@ -11,6 +11,7 @@ from egoarm import COMMANDS, compose, main
 REQUIRED = {
     "demos": [],
     "train": ["demos=x", "out=y"],
+    "rl": ["task=toy/reach", "out=y"],
     "eval": ["policy=x"],
     "clips synth": ["out=x"],
     "clips info": ["x"],

@@ -26,7 +26,7 @@ Learner = SharedEyesSAC | PPO
 class SACConfig:
     """SAC's settings; `updates_per_step` gradient steps an environment step, `shift_pixels` of random shift of images under trained eyes."""
 
-    steps: int = 6_000
+    steps: int = 8_000
     n_envs: int = 4
     discount: float = 0.95
     learning_rate: float = 1e-3

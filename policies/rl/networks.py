@@ -5,7 +5,6 @@ Nothing here needs stable-baselines3: a trained policy runs without it.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,13 +16,12 @@ from torch import Tensor, nn
 
 from policies.backbone import fill_frames
 from policies.policy import PolicySpec
+from policies.readouts import ReadoutConfig, readout_entry
 from policies.rl.observation import image_keys
 from pretrain.encoder import VideoEncoder
 
 CNN = "cnn"
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
-POOLINGS = ("pooled", "grid")
-GRID_CHANNELS = 16
 
 Images = Mapping[str, Shaped[Tensor, "B To H W 3"]]
 
@@ -34,13 +32,12 @@ class NetworkConfig:
 
     Attributes:
         cnn_channels: of each convolution of the small trainable CNN.
-        pooling: what of another encoder's output is used: "pooled", its own vector; "grid", the newest frame's tokens, each through one learned
-            linear layer to few channels, side by side.
+        readout: a row of READOUTS, at its default sizes: what is made of another encoder's output.
         hidden: units of the actor's and of the critics' hidden layers.
     """
 
     cnn_channels: int = 32
-    pooling: str = "pooled"
+    readout: str = "pooled"
     hidden: tuple[int, ...] = (128, 128)
 
     def __post_init__(self) -> None:
@@ -48,8 +45,10 @@ class NetworkConfig:
             raise ValueError(
                 f"network.cnn_channels={self.cnn_channels}, network.hidden={list(self.hidden)}: expected at least 1 each"
             )
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"network.pooling={self.pooling}: expected one of {', '.join(POOLINGS)}")
+        if readout_entry(self.readout).over_time:
+            raise ValueError(
+                f"network.readout={self.readout}: read-outs over time are for imitation; here frames= gives the encoder its history"
+            )
 
 
 class SpatialSoftmax(nn.Module):
@@ -106,16 +105,22 @@ class Eyes(nn.Module):
     def __init__(self, spec: PolicySpec, config: NetworkConfig, encoder: VideoEncoder | None) -> None:
         super().__init__()
         self.keys = image_keys(spec)
-        self.pooling = config.pooling
         self.encoder = encoder
         self.cnns = nn.ModuleList()
         if encoder is None:
             for key in self.keys:
                 self.cnns.append(SmallCNN(spec.frames, spec.env_spec.observation[key].shape[0], config.cnn_channels))
-            self.feature_dim = sum(int(cnn.feature_dim) for cnn in self.cnns)
+            self.shape = (int(self.cnns[0].feature_dim),)
         else:
-            _, h, w = encoder.spec.grid
-            self.feature_dim = len(self.keys) * encoder.spec.embed_dim * (h * w if config.pooling == "grid" else 1)
+            self.needs = readout_entry(config.readout).needs
+            _, rows, columns = encoder.spec.grid
+            width = encoder.spec.embed_dim
+            self.shape = (width,) if self.needs == "pooled" else (rows * columns, width)
+
+    @property
+    def feature_dim(self) -> int:
+        """F: V cameras, each (D,) or (P, D) as the read-out needs, flattened."""
+        return len(self.keys) * math.prod(self.shape)
 
     def forward(self, images: Images) -> Float[Tensor, "B F"]:
         """Images are 0 to 255, of any type, since stable-baselines3 hands its extractors floats."""
@@ -126,7 +131,7 @@ class Eyes(nn.Module):
             frames = fill_frames(images[key].to(torch.uint8), self.encoder.spec.frames)
             output = self.encoder(self.encoder.preprocess(frames))
             newest = output.grid[1] * output.grid[2]
-            parts.append(output.pooled if self.pooling == "pooled" else output.tokens[:, -newest:].flatten(1))
+            parts.append(output.pooled if self.needs == "pooled" else output.tokens[:, -newest:].flatten(1))
         return torch.cat(parts, dim=-1)
 
 
@@ -143,31 +148,41 @@ class FrozenEyes:
 
 
 class Extractor(nn.Module):
-    """Features (or images, through trained eyes) and normalized state to the condition vector [features, state].
+    """Features (or images, through trained eyes) and normalized state to the condition vector [read-out of each camera, state].
 
     Args:
-        eyes: the image network if it is trained with the policy, else None.
-        feature_dim: F of the features, from `eyes` or from outside; 0 for a policy without images.
-        token_dim: D of a grid's tokens, which get a learned linear layer; None for pooled features and the CNN.
+        eyes: what makes the features; None for a policy without images.
+        holds_eyes: whether the eyes are trained, and so belong in here; otherwise features come from outside.
     """
 
-    def __init__(self, spec: PolicySpec, eyes: Eyes | None, feature_dim: int, token_dim: int | None) -> None:
+    def __init__(self, spec: PolicySpec, config: NetworkConfig, eyes: Eyes | None, *, holds_eyes: bool) -> None:
         super().__init__()
-        self.eyes = eyes
         self.state_keys = spec.state_keys
-        self.readout = nn.Linear(token_dim, GRID_CHANNELS) if token_dim is not None else None
-        width = feature_dim if token_dim is None else feature_dim // token_dim * GRID_CHANNELS
-        self.sees = feature_dim > 0
-        self.condition_dim = width + spec.state_dim
+        self.eyes = eyes if holds_eyes else None
+        self.readouts = nn.ModuleList()
+        self.condition_dim = spec.state_dim
+        self._shape: tuple[int, ...] = ()
+        if eyes is not None:
+            self._shape = (len(eyes.keys), *eyes.shape)
+            self.condition_dim += eyes.feature_dim
+        if eyes is not None and eyes.encoder is not None:
+            readouts = [readout_entry(config.readout).build(eyes.encoder.spec, ReadoutConfig()) for _ in eyes.keys]
+            self.readouts = nn.ModuleList(readouts)
+            self.condition_dim = spec.state_dim + sum(readout.places * readout.width for readout in readouts)
 
     def forward(self, observation: Mapping[str, Tensor]) -> Float[Tensor, "B C"]:
-        parts = [observation[key] for key in self.state_keys]
-        if self.sees:
+        parts = []
+        if self._shape:
             features = observation["features"] if self.eyes is None else self.eyes(observation)
-            if self.readout is not None:
-                features = self.readout(features.unflatten(-1, (-1, self.readout.in_features))).flatten(1)
-            parts.insert(0, features)
-        return torch.cat(parts, dim=-1)
+            if self.readouts:
+                cameras = features.unflatten(-1, self._shape).unbind(1)
+                # Read-outs take an axis of latents in time, of which there is one here.
+                parts = [
+                    readout(camera[:, None]).flatten(1) for readout, camera in zip(self.readouts, cameras, strict=True)
+                ]
+            else:
+                parts = [features]
+        return torch.cat([*parts, *(observation[key] for key in self.state_keys)], dim=-1)
 
 
 def make_actor(width: int, hidden: Sequence[int], action_dim: int, activation: str) -> nn.Sequential:
@@ -184,16 +199,9 @@ def make_networks(
 ) -> tuple[Eyes | None, Extractor]:
     """The frozen eyes, if any, and the extractor, which holds trained ones."""
     if not spec.cameras:
-        return None, Extractor(spec, None, 0, None)
-    eyes = Eyes(spec, config, encoder)
-    token_dim = encoder.spec.embed_dim if encoder is not None and config.pooling == "grid" else None
-    extractor = Extractor(spec, None if frozen else eyes, eyes.feature_dim, token_dim)
+        return None, Extractor(spec, config, None, holds_eyes=False)
     if frozen:
         assert encoder is not None, "a CNN from scratch has nothing to freeze"
         encoder.frozen()
-    return (eyes if frozen else None), extractor
-
-
-def twin(extractor: Extractor) -> Extractor:
-    """A copy with weights of its own."""
-    return copy.deepcopy(extractor)
+    eyes = Eyes(spec, config, encoder)
+    return (eyes if frozen else None), Extractor(spec, config, eyes, holds_eyes=not frozen)

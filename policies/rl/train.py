@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import os
@@ -51,6 +52,7 @@ class RLConfig:
     encoder_seed: int
     encoder_frozen: bool
     level: str
+    cameras: tuple[str, ...] | None
     image_size: int
     frames: int
     stride_steps: int
@@ -76,6 +78,10 @@ class RLConfig:
                 hint = f"did you mean {close[0]}? " if close else ""
                 raise ValueError(f"{name}={getattr(self, name)}: {hint}expected one of {', '.join(known)}")
         find_task(self.task)
+        if self.cameras == ():
+            raise ValueError(
+                "cameras=[]: name at least one camera, or null for the task's; obs=state is without images"
+            )
         find_level(self.level)
         for name in (
             "image_size",
@@ -145,7 +151,9 @@ def training_directory(out: str | Path) -> Path:
 def _make_spec(config: RLConfig) -> PolicySpec:
     """The policy's spec; its environment contract has the task's cameras even where the policy has no eyes, as evaluation expects."""
     _, privileged = OBSERVATIONS[config.obs]
-    env = make_env(config.task, level=config.level, image_size=config.image_size, privileged=privileged)
+    env = make_env(
+        config.task, level=config.level, cameras=config.cameras, image_size=config.image_size, privileged=privileged
+    )
     env_spec: EnvSpec = env.env_spec
     env.close()
     return PolicySpec(
@@ -331,8 +339,12 @@ class _Watch(BaseCallback):
 def _cpu_seconds() -> float:
     """Processor time of this process and its simulators, all cores together: a budget that a busy machine does not change."""
     process = psutil.Process()
-    times = [process.cpu_times(), *(child.cpu_times() for child in process.children(recursive=True))]
-    return sum(time.user + time.system for time in times)
+    total = 0.0
+    for one in (process, *process.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):  # a simulator that has just ended
+            times = one.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _losses(learner: Learner) -> dict[str, float]:
@@ -387,7 +399,7 @@ def _check_memory(config: RLConfig, policy: RLPolicy) -> None:
     if needed > 0.8 * free:
         raise ValueError(
             f"the replay buffer of {steps} steps takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free; lower sac.buffer_steps, "
-            "image_size or frames, or use network.pooling=pooled"
+            "image_size or frames, or use network.readout=pooled"
         )
 
 

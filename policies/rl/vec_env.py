@@ -28,8 +28,9 @@ class ManipulationVecEnv(VecEnv):
     - `info["TimeLimit.truncated"]` is true where the episode ended by its horizon, so that a learner bootstraps there.
     - `info["is_success"]` and `info["episode"]` (return "r" in the environment's own reward, length "l") come with an episode's last step.
     - Episodes take their seeds in order from the range that demonstrations use, which no evaluation touches.
-    - The environment's episodes end at the first success. `absorbing_discount` makes success an absorbing state that goes on giving the reward of
-      its first step: the last reward r becomes r / (1 - discount). Without it, a positive reward a step pays for hovering short of success.
+    - Episodes end at the first success, as the environment's do. With `absorbing_discount`, success goes on paying a positive reward of its first
+      step for ever: the last reward r becomes r / (1 - discount) where r > 0. Without that, a positive reward a step pays for hovering just short
+      of success; a negative one makes haste by itself.
 
     Args:
         env: made with the spec's cameras (none where it has none); closed with this.
@@ -111,7 +112,7 @@ class ManipulationVecEnv(VecEnv):
                 values[index] = both[key][self.num_envs + row]
         self._returns[ended], self._lengths[ended] = 0.0, 0
         if self._absorbing_discount is not None:
-            rewards = np.where(terminated, rewards / (1.0 - self._absorbing_discount), rewards)
+            rewards = np.where(terminated & (rewards > 0), rewards / (1.0 - self._absorbing_discount), rewards)
         return observation, rewards.astype(np.float32), done, infos
 
     def close(self) -> None:
