@@ -10,7 +10,7 @@ from envs.shifts_view import VISIBLE_GROUPS, FixedCamera, first_hits, look
 # An orbit keeps the camera's elevation above the horizon within these, or where it was if that is outside.
 _ELEVATION_DEG = (15.0, 75.0)
 _TRIES = 24
-_GRID = 32  # rays a side of the image
+_GRID = 20  # rays a side of the image
 # Rays that must meet a task object before its staying in view is watched; one to the middle of a geom or to a marker counts for as many.
 _SEEN = 3
 # Of the rays that met a task object before, so many must meet it from a new place for that to be good enough.

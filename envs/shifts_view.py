@@ -14,9 +14,10 @@ from jaxtyping import Bool, Float64, Int32
 # Geom groups that the renderer draws.
 VISIBLE_GROUPS = np.array([1, 1, 1, 0, 0, 0], np.uint8)
 # A still geom is large, and part of the surroundings, when its bounding sphere's radius is at least this share of the camera's distance from the work.
-_LARGE = 0.28
-# Rays a side over the middle half of the image, whose median hit says how far away the work is.
-_PROBES = 5
+_LARGE = 0.25
+# Rays a side over the middle half of the image, whose nearer hits say how far away the work is: a table, rather than the wall behind it.
+_PROBES = 7
+_NEAR = 0.2
 _AIMED = (mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODY, mujoco.mjtCamLight.mjCAMLIGHT_TARGETBODYCOM)
 _PASSES = 50  # geoms that one ray may go through
 
@@ -147,7 +148,7 @@ def _robot_geoms(model: mujoco.MjModel) -> np.ndarray:
 
 
 def _looked_at(model: mujoco.MjModel, data: mujoco.MjData, camera: int) -> np.ndarray:
-    """What a camera aims at: its target, or the point on the optical axis at the median distance of the surroundings in the middle of the image."""
+    """What a camera aims at: its target, or the point on the optical axis as far away as the nearer surroundings in the middle of the image."""
     if model.cam_mode[camera] in _AIMED:
         return data.xpos[model.cam_targetbodyid[camera]].copy()
     position, rotation = data.cam_xpos[camera], data.cam_xmat[camera].reshape(3, 3)
@@ -157,7 +158,7 @@ def _looked_at(model: mujoco.MjModel, data: mujoco.MjData, camera: int) -> np.nd
         if np.isfinite(distance):
             depths.append(-distance * ray[2])
     # Where all is empty, as far as the model's middle.
-    depth = np.median(depths) if depths else max(np.dot(model.stat.center - position, -rotation[:, 2]), 0.1)
+    depth = np.quantile(depths, _NEAR) if depths else max(np.dot(model.stat.center - position, -rotation[:, 2]), 0.1)
     return position - depth * rotation[:, 2]
 
 
