@@ -15,7 +15,7 @@ class Task:
         cameras: default cameras.
         horizon_steps: control steps until truncation.
         success_rule: what `info["success"]` means; the episode ends at the first success.
-        expert: the module of envs/experts/ that solves it.
+        expert: the module of envs/experts/ that solves it; empty where there is none.
         goal_marker: whether the simulator's goal marker is drawn: only where nothing else in the image shows the goal.
         notes: what varies from seed to seed, and why the horizon is what it is.
     """

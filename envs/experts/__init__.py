@@ -11,7 +11,12 @@ from envs.env import ManipulationEnv
 from envs.tasks import find_task
 
 # Each module has make_expert(env); a suite's simulator is imported with it and not before.
-EXPERTS = {"toy": "envs.experts.toy", "metaworld": "envs.experts.metaworld"}
+EXPERTS = {
+    "toy": "envs.experts.toy",
+    "metaworld": "envs.experts.metaworld",
+    "adroit": "envs.experts.adroit",
+    "robosuite": "envs.experts.robosuite",
+}
 
 
 class Expert(Protocol):
@@ -30,9 +35,11 @@ def make_expert(task: str, env: ManipulationEnv) -> Expert:
     """The expert of `task`'s row, bound to `env`, whose privileged state it reads.
 
     Raises:
-        ValueError: unknown task, or an environment of another task.
+        ValueError: unknown task, an environment of another task, or a task without an expert.
     """
     row = find_task(task)
     if env.env_spec.task != task:
         raise ValueError(f"an expert for {task!r} cannot act in an environment of {env.env_spec.task!r}")
+    if not row.expert:
+        raise ValueError(f"{task} has no expert; its row in envs.tasks.TASKS says what was tried")
     return importlib.import_module(EXPERTS[row.expert]).make_expert(env)

@@ -14,11 +14,9 @@ import numpy as np
 
 from envs.spec import FieldSpec
 from envs.suites.metaworld_tasks import TASKS as TASKS
+from envs.suites.metaworld_tasks import WIDE
+from envs.suites.upright import turn_cameras_upright
 from envs.task import Task
-
-# Turns a camera by half a turn about its own optical axis.
-_HALF_TURN = np.array([0.0, 0.0, 0.0, 1.0])
-
 
 ACTION = FieldSpec(
     shape=(4,),
@@ -42,6 +40,9 @@ FULL_STATE = FieldSpec(
 )
 
 
+_GOAL_SITES = ("goal", "mug_goal")  # a model has one of them
+
+
 class MetaWorldSimulation:
     """One Meta-World task.
 
@@ -50,22 +51,34 @@ class MetaWorldSimulation:
 
     Args:
         name: the package's name without its version, e.g. "drawer-open".
-        goal_marker: draw the site "goal"; every other site is hidden in any case.
+        goal_marker: draw the site that marks the goal; every other site is hidden in any case.
+        placements: low and high corner of what the reset draws; None takes the package's.
 
     Raises:
         RuntimeError: the package is not installed.
     """
 
-    def __init__(self, name: str, *, goal_marker: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        goal_marker: bool,
+        placements: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    ) -> None:
+        self.name = name
         self.action_field = ACTION
         self.state_fields = PROPRIOCEPTION
         self.full_state_field = FULL_STATE
         self._env = _make_sawyer(name)
+        if placements is not None:
+            space = self._env._random_reset_space
+            low, high = (np.asarray(corner, space.dtype) for corner in placements)
+            self._env._random_reset_space = type(space)(low, high, dtype=space.dtype.type)
         self.model: mujoco.MjModel = self._env.model
         self.data: mujoco.MjData = self._env.data
         self.control_hz = float(round(1 / self._env.dt, 6))
-        _hide_sites(self.model, shown=("goal",) if goal_marker else ())
-        _turn_cameras_upright(self.model, self.data)
+        _hide_sites(self.model, shown=_GOAL_SITES if goal_marker else ())
+        turn_cameras_upright(self.model, self.data)
         # Resets move furniture by writing to the model; each starts from here, so that no episode depends on the one before.
         self._body_pos = self.model.body_pos.copy()
         self._site_pos = self.model.site_pos.copy()
@@ -140,17 +153,7 @@ def _hide_sites(model: mujoco.MjModel, *, shown: tuple[str, ...]) -> None:
             model.site_rgba[site, 3] = 0
 
 
-def _turn_cameras_upright(model: mujoco.MjModel, data: mujoco.MjData) -> None:
-    """Give each fixed camera whose image has the world's up pointing down a half turn about its optical axis."""
-    mujoco.mj_forward(model, data)
-    for camera in range(model.ncam):
-        image_up_z = data.cam_xmat[camera].reshape(3, 3)[2, 1]
-        if model.cam_mode[camera] == mujoco.mjtCamLight.mjCAMLIGHT_FIXED and image_up_z < 0:
-            turned = np.empty(4)
-            mujoco.mju_mulQuat(turned, model.cam_quat[camera], _HALF_TURN)
-            model.cam_quat[camera] = turned
-
-
 def make_simulation(row: Task) -> MetaWorldSimulation:
     """The simulation of a row of TASKS."""
-    return MetaWorldSimulation(row.name, goal_marker=row.goal_marker)
+    name = row.name.removesuffix("-wide")
+    return MetaWorldSimulation(name, goal_marker=row.goal_marker, placements=WIDE[name] if name != row.name else None)
