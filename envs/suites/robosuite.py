@@ -162,7 +162,8 @@ class RobosuiteSimulation:
             [data.time],
             data.qpos,
             data.qvel,
-            *(arm.gripper.current_action for arm in self.arms),
+            # Of one element until the first action, of one a finger after it.
+            *(np.broadcast_to(arm.gripper.current_action, len(arm.gripper.actuators)) for arm in self.arms),
             model.body_pos[self._furniture].ravel(),
             model.body_quat[self._furniture].ravel(),
         ]
