@@ -275,6 +275,10 @@ def test_robomimic_reads_it(toy_demos: Path, cache: str | None) -> None:
     dataset = importlib.import_module("robomimic.utils.dataset")
     modalities = {"low_dim": ["tip_pos", "tip_vel"], "rgb": ["front_image"]}
     importlib.import_module("robomimic.utils.obs_utils").initialize_obs_utils_with_obs_specs({"obs": modalities})
+    # Before theirs: HDF5 opens a file in one process either plainly or, as robomimic does, for concurrent reading.
+    with DemoFile(toy_demos) as demos:
+        first, length = demos.lengths[0], sum(demos.lengths)
+        actions, images = demos.array(1, "actions"), demos.array(1, "obs/images/front")
     theirs = dataset.SequenceDataset(
         str(toy_demos),
         obs_keys=["tip_pos", "tip_vel", "front_image"],
@@ -284,11 +288,11 @@ def test_robomimic_reads_it(toy_demos: Path, cache: str | None) -> None:
         hdf5_cache_mode=cache,
         load_next_obs=False,
     )
-    with DemoFile(toy_demos) as demos:
-        assert len(theirs) == sum(demos.lengths)
-        item, images = theirs[demos.lengths[0] + 2], demos.array(1, "obs/images/front")
-        np.testing.assert_array_equal(item["actions"], demos.array(1, "actions")[1:5])
-        np.testing.assert_array_equal(item["obs"]["front_image"], images[1:5])
+    item = theirs[first + 2]
+    assert len(theirs) == length
+    np.testing.assert_array_equal(item["actions"], actions[1:5])
+    np.testing.assert_array_equal(item["obs"]["front_image"], images[1:5])
+    theirs.close_and_delete_hdf5_handle()
 
 
 @given(st.integers(1, 12), st.integers(1, 6))
