@@ -84,6 +84,7 @@ class Backbone(nn.Module):
         self.state_normalizer = Normalizer(spec.state_dim)
         self.encoder = None
         self.readouts = nn.ModuleList()
+        self.places, self.width = 0, 0  # K vectors of width C that one camera gives
         if encoder is not None:
             self.encoder_spec = encoder.spec
             # Encoders differ in the scale of their features by orders of magnitude, which no comparison of them should hang on.
@@ -91,7 +92,9 @@ class Backbone(nn.Module):
             self.encoder = adapt(encoder, config.adaptation, config.lora_rank)
             entry = readout_entry(config.readout)
             sizes = ReadoutConfig(**{key: value for key, value in asdict(config).items() if key in _READOUT_FIELDS})
-            self.readouts = nn.ModuleList(entry.build(encoder.spec, sizes) for _ in spec.cameras)
+            readouts = [entry.build(encoder.spec, sizes) for _ in spec.cameras]
+            self.readouts = nn.ModuleList(readouts)
+            self.places, self.width = readouts[0].places, readouts[0].width
 
     @property
     def trains_encoder(self) -> bool:
@@ -105,16 +108,6 @@ class Backbone(nn.Module):
         return (width,) if self.needs == "pooled" else (rows * columns, width)
 
     @property
-    def places(self) -> int:
-        """K, vectors that one camera gives."""
-        return self.readouts[0].places if self.readouts else 0
-
-    @property
-    def width(self) -> int:
-        """C, their width."""
-        return self.readouts[0].width if self.readouts else 0
-
-    @property
     def condition_dim(self) -> int:
         """Width of Condition.vector."""
         return len(self.spec.cameras) * self.places * self.width + self.spec.state_dim
@@ -122,7 +115,7 @@ class Backbone(nn.Module):
     def encode(
         self, images: Mapping[str, UInt8[Tensor, "B To H W 3"]]
     ) -> dict[str, Float[Tensor, "B L D"] | Float[Tensor, "B L P D"]]:
-        """ "features/<camera>" of the encoder for each camera. A frozen encoder's are what the feature cache stores."""
+        """The encoder's output for each camera, as "features/<camera>". A frozen encoder's is what the feature cache stores."""
         latents = self.config.latents
         features = {}
         for camera in self.spec.cameras:

@@ -40,7 +40,7 @@ class WeightAverage(nn.Module):
         torch._foreach_lerp_([self._average(name) for name in live], list(live.values()), 1 - decay)
 
     @torch.no_grad()
-    def apply(self) -> None:
+    def give(self) -> None:
         """Gives the policy the averages."""
         for name, tensor in self._live().items():
             tensor.copy_(self._average(name))

@@ -195,6 +195,7 @@ def make_spec(config: TrainConfig, encoder: VideoEncoder | None, demos: DemoFile
             raise ValueError(
                 f"encoder={config.encoder}: {config.demos} has no images; collect it with cameras, or use encoder=none"
             )
+        demos.check_image_size(encoder.spec.name, encoder.spec.image_size)
         frames = config.frames or encoder.spec.frames
         if frames > encoder.spec.frames:
             raise ValueError(f"frames={frames}: the encoder {encoder.spec.name} takes {encoder.spec.frames}")
@@ -290,5 +291,5 @@ def _fit(policy: Policy, rows: TrainingRows, config: TrainConfig, directory: Pat
             after_step=model.update if isinstance(model, WeightAverage) else lambda: None,
         )
     if isinstance(model, WeightAverage):
-        model.apply()
+        model.give()
     return progress

@@ -78,12 +78,12 @@ def test_weight_average_is_the_plain_recurrence() -> None:
         decay = min(0.9, 1 - (1 + n) ** -0.75)
         expected = decay * expected + (1 - decay) * live
     stored = {key: value.clone() for key, value in average.state_dict().items()}
-    average.apply()
+    average.give()
     assert torch.allclose(policy.weight, expected, atol=1e-6)
     assert 0 < policy.norm.running_mean[0] < 59 and torch.equal(policy.fixed, torch.ones(2))
     again = WeightAverage(Line(), 0.9)
     again.load_state_dict(stored)
-    again.apply()
+    again.give()
     assert torch.equal(again.policy.weight, policy.weight) and int(again.updates) == 59
 
 
