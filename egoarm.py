@@ -54,7 +54,7 @@ COMMANDS: dict[str, Command] = {
     "demos import": Command("demos_import", "policies.demos.importing:ImportConfig", "policies.demos.importing:run", "demonstrations of robomimic, MimicGen or R3M as a demonstration file"),
     "demos export": Command("demos_export", "policies.demos.lerobot:ExportConfig", "policies.demos.lerobot:run", "demonstrations as a LeRobot data set"),
     "train": Command("train", "policies.train:TrainConfig", "policies.train:run", "train a policy by imitation on an encoder's features"),
-    "rl": Command("rl", "policies.rl.train:RLConfig", "policies.rl.train:run", "train a policy by reinforcement learning (stable-baselines3)"),
+    "rl": Command("rl", "policies.rl.config:RLConfig", "policies.rl.train:run", "train a policy by reinforcement learning (stable-baselines3)"),
     "eval": Command("eval", "eval_robot.rollout:EvalConfig", "eval_robot.rollout:run", "success rate of a policy, with its interval"),
     "compare": Command("compare", "eval_robot.compare:CompareConfig", "eval_robot.compare:run", "paired table of several reports", "reports*"),
     "report": Command("report", "eval_robot.report:ReportConfig", "eval_robot.report:run", "one HTML page from several reports", "reports*"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import gymnasium
@@ -15,81 +14,12 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from torch import Tensor, nn
 
+from policies.rl.config import PPOConfig, SACConfig
 from policies.rl.networks import ACTIVATIONS, Extractor
 from policies.rl.policy import ALGORITHMS, CLIP, EPSILON, RLPolicy, RunningStatistics
 from policies.rl.sac import SharedEyesPolicy, SharedEyesSAC
 
 Learner = SharedEyesSAC | PPO
-
-
-@dataclass(frozen=True, kw_only=True)
-class SACConfig:
-    """SAC's settings; `updates_per_step` gradient steps an environment step, `shift_pixels` of random shift of images under trained eyes."""
-
-    steps: int = 8_000
-    n_envs: int = 4
-    discount: float = 0.95
-    learning_rate: float = 1e-3
-    batch_size: int = 64
-    buffer_steps: int = 100_000
-    random_steps: int = 500
-    updates_per_step: float = 1.0
-    target_rate: float = 0.01
-    initial_temperature: float = 0.02
-    shift_pixels: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "n_envs", "batch_size", "buffer_steps", "random_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"sac.{name}={getattr(self, name)}: expected at least 1")
-        for name in ("learning_rate", "target_rate", "initial_temperature", "updates_per_step"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"sac.{name}={getattr(self, name)}: expected a positive number")
-        if round(self.updates_per_step * self.n_envs) < 1:
-            raise ValueError(
-                f"sac.updates_per_step={self.updates_per_step} with sac.n_envs={self.n_envs}: expected a product of at least 1"
-            )
-        if not 0 <= self.discount < 1 or not 0 < self.target_rate <= 1:
-            raise ValueError(
-                f"sac.discount={self.discount}, sac.target_rate={self.target_rate}: expected [0, 1) and (0, 1]"
-            )
-        if self.shift_pixels < 0:
-            raise ValueError(f"sac.shift_pixels={self.shift_pixels}: expected at least 0")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """PPO's settings; `rollout_steps` an environment between updates."""
-
-    steps: int = 100_000
-    n_envs: int = 8
-    discount: float = 0.97
-    learning_rate: float = 3e-4
-    batch_size: int = 128
-    rollout_steps: int = 256
-    epochs: int = 10
-    gae_lambda: float = 0.95
-    clip_range: float = 0.2
-    entropy_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "n_envs", "rollout_steps", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"ppo.{name}={getattr(self, name)}: expected at least 1")
-        if self.batch_size < 2 or (self.rollout_steps * self.n_envs) % self.batch_size:
-            raise ValueError(
-                f"ppo.batch_size={self.batch_size}: expected a divisor, at least 2, of "
-                f"ppo.rollout_steps x ppo.n_envs = {self.rollout_steps * self.n_envs}"
-            )
-        if self.learning_rate <= 0 or self.clip_range <= 0 or self.entropy_weight < 0:
-            raise ValueError(
-                f"ppo.learning_rate={self.learning_rate}, ppo.clip_range={self.clip_range}, ppo.entropy_weight={self.entropy_weight}: "
-                "expected positive numbers, the last at least 0"
-            )
-        if not 0 <= self.discount < 1 or not 0 <= self.gae_lambda <= 1:
-            raise ValueError(
-                f"ppo.discount={self.discount}, ppo.gae_lambda={self.gae_lambda}: expected [0, 1) and [0, 1]"
-            )
 
 
 class EncoderExtractor(BaseFeaturesExtractor):

@@ -5,6 +5,7 @@ Nothing here needs stable-baselines3: a trained policy runs without it.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -139,7 +140,9 @@ class FrozenEyes:
     """A frozen encoder as the environment's `encode`: arrays to arrays, no gradients."""
 
     def __init__(self, eyes: Eyes, device: torch.device) -> None:
-        self.eyes, self.device = eyes.to(device).eval(), device
+        # The policy keeps its own where it is: it is evaluated on the CPU in between.
+        self.eyes = (eyes if device.type == "cpu" else copy.deepcopy(eyes).to(device)).eval()
+        self.device = device
 
     @torch.no_grad()
     def __call__(self, images: Mapping[str, np.ndarray]) -> np.ndarray:

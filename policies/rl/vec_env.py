@@ -69,11 +69,6 @@ class ManipulationVecEnv(VecEnv):
         action = gymnasium.spaces.Box(-1.0, 1.0, spec.env_spec.action.shape, np.float32)
         super().__init__(env.n_envs, space, action)
 
-    @property
-    def seeds_used(self) -> range:
-        """Seeds of all episodes begun so far."""
-        return range(DEMO_SEEDS.start, min(self.next_seed, DEMO_SEEDS.stop))
-
     def reset(self) -> dict[str, np.ndarray]:
         """Start an episode in every environment."""
         self._returns[:], self._lengths[:] = 0.0, 0
@@ -158,3 +153,8 @@ def selected(infos: Sequence[Mapping[str, Any]]) -> list[tuple[bool, float, int]
         for info in infos
         if "terminal_observation" in info
     ]
+
+
+def used_seeds(next_seed: int) -> range:
+    """Seeds of all episodes begun before `next_seed`; past the end of the range they begin again."""
+    return range(DEMO_SEEDS.start, min(next_seed, DEMO_SEEDS.stop))

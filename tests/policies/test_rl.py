@@ -18,12 +18,13 @@ from envs.vector import VectorEnv
 from eval_robot.protocol import SEED_RANGES
 from eval_robot.records import load_report
 from policies.policy import PolicySpec, load_policy
+from policies.rl.config import SELECTION_SEEDS, RLConfig
 from policies.rl.learner import make_learner, normalized, read_statistics, write_statistics
 from policies.rl.networks import CNN, FrozenEyes, NetworkConfig
 from policies.rl.observation import OBSERVATIONS, PolicyObservation
 from policies.rl.policy import RLPolicy
 from policies.rl.sac import shift_images
-from policies.rl.train import SELECTION_SEEDS, RLConfig, _make_spec, _stored_config, run
+from policies.rl.train import _make_spec, _stored_config, run
 from policies.rl.vec_env import FEATURES, ManipulationVecEnv
 from pretrain.checkpoints import read_metrics
 from pretrain.encoder import load_encoder

@@ -17,9 +17,10 @@ from egoarm import COMMANDS, compose
 from envs.vector import VectorEnv
 from policies.policy import load_policy
 from policies.rl.checkpoint import RLCheckpoints, RLProgress, _arrays, _unique
+from policies.rl.config import RLConfig
 from policies.rl.learner import Learner, make_learner, normalized, optimizers
 from policies.rl.policy import RLPolicy
-from policies.rl.train import RLConfig, _make_spec
+from policies.rl.train import _make_spec
 from policies.rl.vec_env import ManipulationVecEnv
 from pretrain.checkpoints import optimizer_tensors, read_metrics
 
