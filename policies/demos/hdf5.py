@@ -24,6 +24,7 @@ import numpy as np
 from envs.spec import EnvSpec, FieldSpec
 from pretrain.artifact import sha256_file
 
+MAX_ENLARGING = 4  # times, from a recorded image to what an encoder takes
 GYM_ENV_TYPE = 2  # robomimic's EnvType for Gym-like environments
 # Suite -> packages whose versions decide its physics and pixels; MuJoCo promises no equal numbers across its versions.
 SIMULATORS: dict[str, tuple[str, ...]] = {
@@ -208,6 +209,25 @@ class DemoFile:
                 f"{self.path} is of another version of {self.env_spec.task} (file != environment here): {'; '.join(difference)}. Collect it again"
             )
 
+    def check_image_size(self, encoder: str, size: int) -> None:
+        """Compare the images with the `size` in pixels that an encoder takes: smaller ones are enlarged, which is said.
+
+        Raises:
+            ValueError: they are so small that a patch of 16 pixels would show less than 4 of the camera's.
+        """
+        recorded = min(
+            (self.env_spec.observation[f"images/{name}"].shape[0] for name in self.env_spec.cameras), default=size
+        )
+        if recorded * MAX_ENLARGING < size:
+            raise ValueError(
+                f"{self.path}: its images have {recorded} pixels, the encoder {encoder} takes {size}: more than {MAX_ENLARGING} times as many. "
+                f"Collect the demonstrations again with image_size={size}"
+            )
+        if recorded < size:
+            print(
+                f"demos: images of {recorded} pixels are enlarged to the {size} of {encoder}; image_size={size} records them in full"
+            )
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -232,12 +252,13 @@ class DemoFile:
         return {key: self.array(demo, f"obs/{key}") for key in keys}
 
     def _dataset(self, demo: int, name: str) -> h5py.Dataset:
-        group = self._file["data"][self.names[demo]]
+        group = subgroup(self._file, f"data/{self.names[demo]}", self.path)
         key = name.removeprefix("obs/")
         stored = f"obs/{stored_name(key)}" if name != key and "/" in key else name
-        if stored not in group:
+        dataset = group.get(stored)
+        if not isinstance(dataset, h5py.Dataset):
             raise ValueError(f"{self.path}: {self.names[demo]} has no '{stored}'; there is: {', '.join(leaves(group))}")
-        return group[stored]
+        return dataset
 
     def close(self) -> None:
         self._file.close()
@@ -247,6 +268,16 @@ class DemoFile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def subgroup(parent: h5py.Group, name: str, path: Path) -> h5py.Group:
+    """A group that must be there."""
+    found = parent.get(name)
+    if not isinstance(found, h5py.Group):
+        raise ValueError(
+            f"{path} has no group '{name}', as robomimic's layout has; there is: {', '.join(leaves(parent)[:20]) or 'nothing'}"
+        )
+    return found
 
 
 def demo_names(data: h5py.Group, path: Path) -> list[str]:

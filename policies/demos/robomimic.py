@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 
 from envs.spec import EnvSpec
-from policies.demos.hdf5 import SIMULATORS, demo_names, stored_name
+from policies.demos.hdf5 import SIMULATORS, demo_names, stored_name, subgroup
 from policies.demos.raw import RawEpisode, common_image_size
 
 # Our task -> the names of the same environment in robomimic's and MimicGen's files. MimicGen's D1 and D2 widen the placements.
@@ -79,7 +79,7 @@ class RobomimicSource:
 
     def episodes(self) -> Iterator[RawEpisode]:
         for demo in self._demos:
-            group = self._file["data"][demo]
+            group = subgroup(self._file, f"data/{demo}", self.files[0])
 
             def optional(name: str, group: Any = group) -> np.ndarray | None:
                 return np.asarray(group[name][()]) if name in group else None
@@ -98,12 +98,12 @@ class RobomimicSource:
 
     def _list_demos(self, filter_key: str | None) -> list[str]:
         file = self.files[0]
-        names = demo_names(self._file["data"], file)
+        names = demo_names(subgroup(self._file, "data", file), file)
         if filter_key is not None:
-            masks = list(self._file["mask"]) if "mask" in self._file else []
+            masks = subgroup(self._file, "mask", file) if "mask" in self._file else {}
             if filter_key not in masks:
                 raise ValueError(f"{file} has no filter key {filter_key!r}; there is: {', '.join(masks) or 'none'}")
-            chosen = {name.decode() for name in self._file["mask"][filter_key][()]}
+            chosen = {name.decode() for name in np.asarray(masks[filter_key][()])}
             names = [name for name in names if name in chosen]
         if not names:
             raise ValueError(f"{file} holds no demonstration" + (f" under {filter_key!r}" if filter_key else ""))
@@ -111,23 +111,23 @@ class RobomimicSource:
 
     def _image_shapes(self, demo: str) -> dict[str, tuple[int, ...]]:
         """Shape of each image of a demonstration, by its name in the file; ValueError if a key is missing."""
-        group, file = self._file["data"][demo], self.files[0]
+        file = self.files[0]
+        group = subgroup(self._file, f"data/{demo}", file)
         if "actions" not in group:
             raise ValueError(f"{file}: {demo} has no 'actions'; there is: {', '.join(group)}")
         if "obs" not in group:
             raise ValueError(
                 f"{file}: {demo} has no observations; robomimic's dataset_states_to_obs.py adds them to a file of states"
             )
-        missing = {key: name for key, name in self._names.items() if name not in group["obs"]}
+        observed = subgroup(group, "obs", file)
+        missing = {key: name for key, name in self._names.items() if name not in observed}
         if missing:
             listed = ", ".join(f"'{name}' (our {key})" for key, name in missing.items())
             raise ValueError(
-                f"{file}: {demo}/obs has no {listed}; there is: {', '.join(group['obs'])}. Choose with cameras=[...], or name "
+                f"{file}: {demo}/obs has no {listed}; there is: {', '.join(observed)}. Choose with cameras=[...], or name "
                 "the key here with fields.<ours>=<theirs>"
             )
-        return {
-            name: tuple(group["obs"][name].shape[1:]) for key, name in self._names.items() if key.startswith("images/")
-        }
+        return {name: tuple(observed[name].shape[1:]) for key, name in self._names.items() if key.startswith("images/")}
 
 
 def open_source(
@@ -142,14 +142,11 @@ def _listed(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 def _env_args(file: h5py.File, path: Path) -> dict[str, Any]:
-    if "data" not in file:
-        raise ValueError(
-            f"{path} has no group 'data'; expected robomimic's layout, there is: {', '.join(file) or 'nothing'}"
-        )
-    if "egoarm" in file["data"].attrs:
+    data = subgroup(file, "data", path)
+    if "egoarm" in data.attrs:
         raise ValueError(f"{path} was written by EgoArm; it needs no import")
     try:
-        return dict(json.loads(file["data"].attrs["env_args"]))
+        return dict(json.loads(data.attrs["env_args"]))
     except (KeyError, ValueError) as error:
         raise ValueError(
             f"{path}: data.attrs['env_args'] is missing or no JSON ({error}); robomimic's layout has it"

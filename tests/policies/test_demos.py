@@ -217,6 +217,16 @@ def test_demos_of_another_version_are_refused(toy_demos: Path, tmp_path: Path) -
         demos.check_env()
 
 
+def test_images_that_an_encoder_must_enlarge(toy_demos: Path, capsys: pytest.CaptureFixture) -> None:
+    with DemoFile(toy_demos) as demos:
+        demos.check_image_size("small", 64)
+        assert not capsys.readouterr().out
+        demos.check_image_size("middle", 112)
+        assert "64 pixels are enlarged to the 112 of middle; image_size=112" in capsys.readouterr().out
+        with pytest.raises(ValueError, match=r"64 pixels, the encoder large takes 384: .* again with image_size=384"):
+            demos.check_image_size("large", 384)
+
+
 def test_privileged_states_without_images(tmp_path: Path) -> None:
     config = DemosConfig(
         task="toy/reach",
