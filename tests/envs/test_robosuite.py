@@ -106,7 +106,8 @@ def test_the_full_state_moves_and_holds_proprioception(env):
             ended = terminated or truncated
         assert terminated, f"seed {seed}: the expert failed"
     still = np.flatnonzero(np.ptp(np.stack(seen), axis=0) < 1e-6)
-    assert len(still) == 0, f"elements {still} of {env.env_spec.observation['state/full'].convention} never change"
+    # A door stands at one height.
+    assert list(still) == ([2] if env.simulation.name == "door" else []), env.env_spec.observation["state/full"]
 
 
 def test_unused_objects_lie_still_out_of_sight(env):
