@@ -62,8 +62,8 @@ def orbit_camera(
 ) -> None:
     """Move `camera` by exactly `angle` radians and `back` metres in a direction that `random` draws.
 
-    Of 24 directions the first is taken from which each task object that was seen still is, by most of what was seen of it; where there is none
-    such, the one that is best for the object that fares worst and for all of them together.
+    Of 24 directions the first is taken from which each task object and the robot's tips are still seen, by most of what was seen of them; where there
+    is none such, the one that is best for the object that fares worst and for all of them together.
 
     Args:
         data: the episode's first state, after `mj_kinematics` and `mj_camlight`.
@@ -97,23 +97,25 @@ def _elevation(position: np.ndarray, pivot: np.ndarray) -> float:
 def _seen_of_task(
     model: mujoco.MjModel, data: mujoco.MjData, camera: FixedCamera, pose: tuple[np.ndarray, np.ndarray]
 ) -> np.ndarray:
-    """How much of each body's task geoms, and of each visible site, the camera sees, in rays; [nbody + nsite]."""
+    """How much of each body's task geoms, of the robot's tips, and of each visible site the camera sees, in rays; [nbody + 1 + nsite]."""
     position, rotation = pose
+    watched = camera.task | camera.tips
+    owner = np.where(camera.tips, model.nbody, model.geom_bodyid)
     view = look(model, data, position, rotation, model.cam_fovy[camera.id], _GRID)
-    seen = np.bincount(model.geom_bodyid[view.geoms[view.shows(camera.task)]], minlength=model.nbody + model.nsite)
+    seen = np.bincount(owner[view.geoms[view.shows(watched)]], minlength=model.nbody + 1 + model.nsite)
 
     # A ball of a few pixels may lie between the grid's rays.
-    geoms = np.flatnonzero(camera.task & VISIBLE_GROUPS[model.geom_group].astype(bool))
+    geoms = np.flatnonzero(watched & VISIBLE_GROUPS[model.geom_group].astype(bool))
     sites = np.flatnonzero((model.site_rgba[:, 3] > 0) & VISIBLE_GROUPS[model.site_group].astype(bool))
     lines = np.concatenate([data.geom_xpos[geoms], data.site_xpos[sites]]) - position
     lengths = np.linalg.norm(lines, axis=1)
     in_image = _in_image(lines @ rotation, model.cam_fovy[camera.id])
     met, distances = first_hits(model, data, position, lines / lengths[:, None])
     of_geoms, of_sites = slice(len(geoms)), slice(len(geoms), None)
-    reached = (met[of_geoms] >= 0) & (model.geom_bodyid[met[of_geoms]] == model.geom_bodyid[geoms])
-    np.add.at(seen, model.geom_bodyid[geoms[reached & in_image[of_geoms]]], _SEEN)
+    reached = (met[of_geoms] >= 0) & (owner[met[of_geoms]] == owner[geoms])
+    np.add.at(seen, owner[geoms[reached & in_image[of_geoms]]], _SEEN)
     free = (met[of_sites] < 0) | (distances[of_sites] > lengths[of_sites])
-    seen[model.nbody + sites[free & in_image[of_sites]]] = _SEEN
+    seen[model.nbody + 1 + sites[free & in_image[of_sites]]] = _SEEN
     return seen
 
 

@@ -30,7 +30,8 @@ _CUBE, _FLAT = (
 def _grid() -> tuple[np.ndarray, np.ndarray]:
     """Column and row of each pixel's middle, in [0, 1)."""
     middle = (np.arange(_SIDE) + 0.5) / _SIDE
-    return np.meshgrid(middle, middle)
+    u, v = np.meshgrid(middle, middle)
+    return u, v
 
 
 def _checker(squares: int) -> np.ndarray:

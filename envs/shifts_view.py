@@ -32,6 +32,7 @@ class FixedCamera:
         pivot: the point in the world that it looks at, [3], metres.
         task: for each geom whether it may be part of the task, for this camera: not the robot, and movable or small.
         ground: for each geom whether it belongs to the surroundings: not the robot, still and large.
+        tips: for each geom whether it is on the robot's outermost links, such as fingertips.
     """
 
     id: int
@@ -40,6 +41,7 @@ class FixedCamera:
     pivot: np.ndarray
     task: Bool[np.ndarray, " ngeom"]
     ground: Bool[np.ndarray, " ngeom"]
+    tips: Bool[np.ndarray, " ngeom"]
 
     def world_pose(self, data: mujoco.MjData) -> tuple[np.ndarray, np.ndarray]:
         """Position [3] and rotation [3, 3] (columns: image right, image up, backwards) as of the last `mj_camlight`."""
@@ -114,6 +116,7 @@ def fixed_cameras(model: mujoco.MjModel) -> list[FixedCamera]:
     still = model.body_weldid[model.geom_bodyid] == 0
     plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
     robot = _robot_geoms(model)
+    outermost = ~np.isin(model.geom_bodyid, model.body_parentid)
     cameras = []
     for camera in range(model.ncam):
         body = model.cam_bodyid[camera]
@@ -128,6 +131,7 @@ def fixed_cameras(model: mujoco.MjModel) -> list[FixedCamera]:
                     pivot=pivot,
                     task=~robot & ~(still & large),
                     ground=~robot & still & large,
+                    tips=robot & ~still & outermost,
                 )
             )
     return cameras

@@ -202,7 +202,7 @@ def test_a_shift_leaves_the_levels_draws_alone(simulation, model, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_physics_cannot_feel_a_shift(example, kind):
     said = []
-    actions = np.random.default_rng(0).uniform(-1, 1, size=(6, *example[2].env_spec.action.shape))
+    actions = np.random.default_rng(0).uniform(-1, 1, size=(4, *example[2].env_spec.action.shape))
     for level in ("varied-1", f"varied-1+{kind}-3"):
         env = shifted(example, level)
         _, info = env.reset(seed=11)
@@ -242,7 +242,7 @@ def test_a_camera_goes_round_the_work_and_keeps_it_in_the_image(example, strengt
     shift = SHIFTS[f"camera-{strength}"]
     env = shifted(example, f"clean+camera-{strength}")
     chosen = [env.simulation.model.camera(name).id for name in env.env_spec.cameras]
-    for seed in range(4):
+    for seed in range(3):
         plain.reset(seed=seed)
         env.reset(seed=seed)
         model, data, still = env.simulation.model, env.simulation.data, plain.simulation.data
@@ -295,12 +295,11 @@ def test_distractors_stand_in_view_and_hide_nearly_nothing(example):
             modalities = ("rgb", "depth", "segmentation")
             without = env.renderer.render(model, data, name, modalities)
             with_them = env.renderer.render(model, data, name, modalities, scenery=scenery)
-            covers = with_them["segmentation"] != without["segmentation"]
+            covers = with_them["depth"] != without["depth"]
             visible += covers.sum()
             assert (with_them["segmentation"][covers] == -1).all(), "a distractor is no geom of the model"
             assert (with_them["depth"][covers] < without["depth"][covers]).all()
-            np.testing.assert_array_equal(with_them["depth"][~covers], without["depth"][~covers])
-            # Nothing but them and what their edges blend with changes.
+            np.testing.assert_array_equal(with_them["segmentation"][~covers], without["segmentation"][~covers])
             assert (with_them["rgb"] == without["rgb"])[~covers].all()
             camera = fixed.get(model.camera(name).id)
             for body in range(model.nbody) if camera is not None else ():
