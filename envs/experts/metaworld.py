@@ -9,9 +9,6 @@ import numpy as np
 from envs.env import ManipulationEnv
 from envs.experts.metaworld_scripts import SCRIPTS, command
 
-# The package's policy knows the way and overshoots: it steers here by `command`.
-DAMPED = ("shelf-place",)
-
 
 class MetaWorldExpert:
     """The installed package's Sawyer policy of the task, on the float64 39-d state; actions clipped to [-1, 1]."""
@@ -21,7 +18,6 @@ class MetaWorldExpert:
 
         name = env.simulation.name
         self._simulation = env.simulation
-        self._damped = name in DAMPED
         self._make_policy = ENV_POLICY_MAP[f"{name}-v3"]
         self._policy = self._make_policy()
 
@@ -35,10 +31,7 @@ class MetaWorldExpert:
         with warnings.catch_warnings():
             # The policies say on each step that their gains ask for more than the range; clipping is what they were written for.
             warnings.filterwarnings("ignore", message="Constant\\(s\\) may be too high")
-            action = self._policy.get_action(state.copy())
-        if self._damped:
-            target = self._policy._desired_pos(self._policy._parse_obs(state.copy()))
-            return command(state, target, float(action[3]))
+            action = self._policy.get_action(state)
         return np.clip(action, -1, 1).astype(np.float32)
 
 

@@ -103,6 +103,16 @@ def test_bin_picking_loses_no_grasp(seed):
     assert len(efforts) < 130
 
 
+def test_bin_picking_depends_on_the_present_frame_only():
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        state = random.uniform(-0.3, 0.9, size=39)
+        other = np.concatenate([state[:7], random.uniform(-1, 1, size=32)])
+        np.testing.assert_array_equal(
+            command(state, *SCRIPTS["bin-picking"](state)), command(other, *SCRIPTS["bin-picking"](other))
+        )
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_scripts_keep_nothing_between_steps(name):
     random = np.random.default_rng(0)
