@@ -42,7 +42,7 @@ class RobotFramesConfig:
     """Which episodes, and which frames of them.
 
     Attributes:
-        task: a key of envs.tasks.TASKS of Meta-World; level: a key of envs.shifts.LEVELS.
+        task: a key of envs.tasks.TASKS of Meta-World; level: as envs.tasks.find_level reads it.
         episodes: seeds `first_seed` and up, one episode and one appearance each, kept whether the expert succeeds or not.
         queries: labelled frames an episode, evenly from its first to its last stored frame.
         image_size: side in pixels.
@@ -133,8 +133,8 @@ def _draw_episodes(config: RobotFramesConfig) -> tuple[list[_Episode], float]:
             f"frames of {config.task} need the simulators: {error}. Remedy: pip install 'egoarm[robots]'"
         ) from error
     row = find_task(config.task)
-    # Without cameras of its own the environment draws nothing: only every few steps are needed, and drawing is what costs.
-    env = make_env(config.task, level=config.level, cameras=(), privileged=True)
+    # Nothing is drawn by the environment itself: only every few steps are needed, and drawing is what costs.
+    env = make_env(config.task, level=config.level, cameras=row.cameras[:1], privileged=True)
     episodes = []
     try:
         simulation = env.simulation
@@ -142,7 +142,7 @@ def _draw_episodes(config: RobotFramesConfig) -> tuple[list[_Episode], float]:
         with Renderer(simulation.model, height=config.image_size, width=config.image_size) as renderer:
             seeds = range(config.first_seed, config.first_seed + config.episodes)
             for seed in tqdm(seeds, desc=f"frames of {config.task}", unit="episode", disable=None):
-                observation, _ = env.reset(seed=seed)
+                observation, _ = env.reset(seed=seed, images=False)
                 expert.reset()
                 # A stream of its own: the placements are drawn from the bare seed.
                 random = np.random.default_rng([seed, 0x5BA71A])
@@ -151,7 +151,7 @@ def _draw_episodes(config: RobotFramesConfig) -> tuple[list[_Episode], float]:
                 ended = False
                 for step in range(env.env_spec.horizon_steps + 1):
                     if step % config.every_steps == 0:
-                        drawn = renderer.render(simulation.model, simulation.data, row.cameras[0])
+                        drawn = renderer.render(simulation.model, simulation.data, row.cameras[0], scenery=env.scenery)
                         rgb.append(drawn["rgb"])
                         labels.append(_labels(observation["state/full"]))
                     if ended:
@@ -161,7 +161,7 @@ def _draw_episodes(config: RobotFramesConfig) -> tuple[list[_Episode], float]:
                         action = random.uniform(-1, 1, env.env_spec.action.shape).astype(np.float32)
                         held = action if disturbed else None
                     command = expert.act(observation) if held is None else held
-                    observation, _, terminated, truncated, _ = env.step(command)
+                    observation, _, terminated, truncated, _ = env.step(command, images=False)
                     ended = terminated or truncated
                 episodes.append(_Episode(rgb=np.stack(rgb), labels=np.stack(labels)))
     finally:
