@@ -1,149 +1,151 @@
-"""Adroit's expert for relocate: waypoints, inverse kinematics of the arm and a power grasp.
+"""Adroit's experts for relocate and door: waypoints of the palm, inverse kinematics of the arm, and one closing of the hand.
 
-The arm's joints are position servos that sag and swing: each action adds what gravity asks for, and on the slides a stiffer, damped pull to the
-planned place. The hand comes down over the ball with the thumb behind it, closes, and carries the ball in a straight move of the joints.
-Pen, door and hammer have no expert; see their rows.
+Both are scripts in time with a little feedback; their numbers are what short random searches (a minute or two of one core) found from a guess, with
+success held longer as the objective. Pen and hammer have no expert; see their rows.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-import mink
-import mujoco
 import numpy as np
 
 from envs.env import ManipulationEnv
-
-_ARM = 8  # three slides, three rotations, two of the wrist
-_HAND = 30
-
-# Added to the servos of the three slides; the hinges' own (200 Nm/rad against 20 Nms/rad) are stiff enough.
-_SLIDE_N_PER_M, _SLIDE_NS_PER_M = 400.0, 50.0
-
-# Steps of the script: over the ball, down, closed; then the carry, planned anew as the ball settles in the grasp.
-_OVER, _DOWN, _CLOSED = 45, 72, 100
-_PLANS = {100: 50, 155: 15, 170: 15}  # step -> steps for the move
-_OVER_M = 0.08
-# The palm's grasp point relative to the ball's centre (world, m): the ball lies under the roots of the fingers.
-_GRASP_M = np.array([0.0, -0.027, 0.004])
-
-# Finger joints in rad. The thumb waits behind the ball; the little finger's root folds in, so that the ball cannot leave on that side.
-# The angles are what a short random search over held carries found from a guess.
-_OPEN = {"THJ4": 0.57, "THJ3": 1.46, "THJ1": 0.45, "THJ0": 0.0, "FFJ3": 0.09, "LFJ3": 0.09}
-_CLOSE = {"THJ4": 0.95, "THJ3": 1.36, "THJ1": 0.19, "THJ0": -0.7, "FFJ3": 0.09, "LFJ3": 0.09, "LFJ4": 0.5} | {
-    f"{finger}J{joint}": angle
-    for finger in ("FF", "MF", "RF", "LF")
-    for joint, angle in ((2, 1.08), (1, 1.53), (0, 1.3))
-}
+from envs.experts.adroit_hand import Hand, ease
 
 
-def _ease(share: float) -> float:
-    """0 to 1 with no speed and no acceleration at either end (minimum jerk)."""
-    share = float(np.clip(share, 0, 1))
-    return share**3 * (10 - 15 * share + 6 * share**2)
+def _curl(*angles: float) -> dict[str, float]:
+    """Flexion of the four fingers, knuckle first, rad."""
+    return {
+        f"{finger}J{joint}": angle
+        for finger in ("FF", "MF", "RF", "LF")
+        for joint, angle in zip((2, 1, 0), angles, strict=True)
+    }
 
 
 class RelocateExpert:
-    """Brings the ball to the target; it keeps its plan from step to step."""
+    """Down over the ball with the thumb behind it, close, and carry it to the target; it keeps its plan from step to step."""
+
+    # Steps: over the ball, down, closed; then the carry, planned anew as the ball settles in the grasp.
+    OVER, DOWN, CLOSED = 45, 72, 100
+    PLANS: ClassVar = {100: 50, 155: 15, 170: 15}  # step -> steps for the move
+    OVER_M = np.array([0.0, 0.0, 0.08])
+    # The palm's grasp point relative to the ball's centre (world): the ball lies under the roots of the fingers.
+    GRASP_M = np.array([0.0, -0.027, 0.004])
+    SPREAD: ClassVar = {"FFJ3": 0.09, "LFJ3": 0.09}
+    OPEN: ClassVar = SPREAD | {"THJ4": 0.57, "THJ3": 1.46, "THJ1": 0.45}
+    # The little finger's root folds in, so that the ball cannot leave on that side.
+    CLOSE: ClassVar = (
+        SPREAD | _curl(1.08, 1.53, 1.3) | {"THJ4": 0.95, "THJ3": 1.36, "THJ1": 0.19, "THJ0": -0.7, "LFJ4": 0.5}
+    )
 
     def __init__(self, env: ManipulationEnv) -> None:
-        self._simulation: Any = env.simulation
-        model = self._simulation.model
-        self._model = model
-        self._data = self._simulation.data
-        self._still = mujoco.MjData(model)
-        self._stiffness = -model.actuator_biasprm[:, 1]
-        self._gain = model.actuator_gainprm[:, 0]
-        self._middle = model.actuator_ctrlrange.mean(axis=1)
-        self._half = np.ptp(model.actuator_ctrlrange, axis=1) / 2
-        self._open, self._close = self._fingers(_OPEN), self._fingers(_CLOSE)
-
-        self._configuration = mink.Configuration(model)
-        self._palm = mink.FrameTask("S_grasp", "site", position_cost=1.0, orientation_cost=0.02)
-        # The slides move freely, the rotations when they must; fingers and ball are no part of the problem.
-        cost = np.full(model.nv, 10.0)
-        cost[:3], cost[3:_ARM] = 1e-3, 5e-3
-        self._posture = mink.PostureTask(model, cost=cost)
-        # Just within the limits: at them mink warns of each rounding error.
-        self._low, self._high = model.jnt_range[:_HAND, 0] + 1e-4, model.jnt_range[:_HAND, 1] - 1e-4
-        self._limits = [mink.ConfigurationLimit(model)]
+        simulation: Any = env.simulation
+        self._data = simulation.data
+        self._hand = Hand(simulation, arm_joints=8, slides=3)
+        self._open, self._close = self._hand.fingers(self.OPEN), self._hand.fingers(self.CLOSE)
 
     def reset(self) -> None:
         """Plan the approach from where the ball is."""
         data = self._data
         self._step = 0
         self._level = data.site("S_grasp").xmat.reshape(3, 3).copy()
-        self._from = data.qpos[:_ARM].copy()
-        grasp = data.body("Object").xpos + _GRASP_M
-        self._above = self._solve(grasp + np.array([0, 0, _OVER_M]))
-        self._at = self._solve(grasp)
+        self._from = data.qpos[: self._hand.arm_joints].copy()
+        grasp = data.body("Object").xpos + self.GRASP_M
+        self._above = self._hand.solve(grasp + self.OVER_M, self._level)
+        self._at = self._hand.solve(grasp, self._level)
 
     def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         """The action, float32 [30]."""
         step = self._step
         self._step += 1
-        closing = _ease((step - _DOWN) / 20)
-        fingers = self._open + closing * (self._close - self._open)
-        if step < _OVER:
-            arm = self._from + _ease(step / 40) * (self._above - self._from)
-        elif step < _DOWN:
-            arm = self._above + _ease((step - _OVER) / 22) * (self._at - self._above)
-        elif step < _CLOSED:
+        if step < self.OVER:
+            arm = self._from + ease(step / 40) * (self._above - self._from)
+        elif step < self.DOWN:
+            arm = self._above + ease((step - self.OVER) / 22) * (self._at - self._above)
+        elif step < self.CLOSED:
             arm = self._at
         else:
-            if step in _PLANS:
-                data = self._data
-                held = data.body("Object").xpos - data.site("S_grasp").xpos
-                self._from = self._at if step == _CLOSED else self._arm
-                self._begun, self._steps = step, _PLANS[step]
-                self._to = self._solve(data.site("target").xpos - held)
-            arm = self._from + _ease((step - self._begun) / self._steps) * (self._to - self._from)
+            if step in self.PLANS:
+                held = self._data.body("Object").xpos - self._data.site("S_grasp").xpos
+                self._from = self._at if step == self.CLOSED else self._arm
+                self._begun, self._steps = step, self.PLANS[step]
+                self._to = self._hand.solve(self._data.site("target").xpos - held, self._level)
+            arm = self._from + ease((step - self._begun) / self._steps) * (self._to - self._from)
         self._arm = arm
-        return self._servo(np.concatenate([arm, fingers]))
-
-    def _fingers(self, angles: dict[str, float]) -> np.ndarray:
-        """Targets of the joints after the arm's, rad [22]; 0 for those that are not named."""
-        target = np.zeros(_HAND)
-        for name, angle in angles.items():
-            target[self._model.joint(name).id] = angle
-        return target[_ARM:]
-
-    def _solve(self, place: np.ndarray, iterations: int = 25) -> np.ndarray:
-        """Arm joints [8] that bring the palm's grasp point to `place` (world, m) from where it is, about as level as at the start."""
-        start = self._data.qpos.copy()
-        start[:_HAND] = np.clip(start[:_HAND], self._low, self._high)
-        self._configuration.update(start)
-        self._posture.set_target(start)
-        rotation = mink.SO3.from_matrix(self._level)
-        self._palm.set_target(mink.SE3.from_rotation_and_translation(rotation, place))
-        q = start
-        for _ in range(iterations):
-            velocity = mink.solve_ik(
-                self._configuration, [self._palm, self._posture], 1.0, "quadprog", damping=1e-4, limits=self._limits
-            )
-            q[:_ARM] = np.clip(q[:_ARM] + velocity[:_ARM], self._low[:_ARM], self._high[:_ARM])
-            self._configuration.update(q)
-        return q[:_ARM].copy()
-
-    def _servo(self, target: np.ndarray) -> np.ndarray:
-        """The action whose servos pull the hand's joints to `target` [30], with what gravity asks for added."""
-        q, v = self._data.qpos[:_HAND], self._data.qvel[:_HAND]
-        self._still.qpos[:] = self._data.qpos
-        mujoco.mj_kinematics(self._model, self._still)
-        mujoco.mj_comPos(self._model, self._still)
-        gravity = np.zeros(self._model.nv)
-        mujoco.mj_rne(self._model, self._still, 0, gravity)
-        # The servo's force is gain * ctrl - stiffness * q; at rest at the target it should equal gravity's.
-        force = gravity[:_HAND] + self._stiffness * target
-        force[:3] += (
-            _SLIDE_N_PER_M * (target - q)[:3] - _SLIDE_NS_PER_M * v[:3] - self._stiffness[:3] * (target - q)[:3]
-        )
-        control = force / self._gain
-        return np.clip((control - self._middle) / self._half, -1, 1).astype(np.float32)
+        closing = ease((step - self.DOWN) / 20)
+        return self._hand.action(arm, self._open + closing * (self._close - self._open))
 
 
-def make_expert(env: ManipulationEnv) -> RelocateExpert:
+class DoorExpert:
+    """Fingers over and behind the handle, press it down until the latch gives, pull, and push the open door on from the inside."""
+
+    OVER, DOWN = 37, 48  # steps until the palm is over the handle and on it
+    PRESS_STEPS, PULL_STEPS, PUSH_STEPS = 49, 35, 20
+    PULL_AFTER_STEPS = 150  # at the latest
+    LATCH_RAD, HINGE_RAD = 0.95, 0.89  # where pressing turns to pulling, and pulling to pushing
+    # The palm's grasp point relative to the handle (world): over it, on it, and where the press aims, far below and to the left.
+    OVER_M, ON_M, PRESS_M = np.array([[0.042, -0.059, 0.05], [0.042, -0.059, -0.028], [-0.146, -0.059, -0.396]])
+    PRESS_ROLL_RAD = -0.195
+    # Change of the arm's joints in the pull, and their place in the push: slide, pitch, yaw, roll, wrist (two).
+    PULL = np.array([-0.6, 0.274, -0.708, 0.0, 0.0, 0.0])
+    PUSH = np.array([0.0, 0.171, -0.74, 0.0, -0.094, 0.0])
+    OPEN: ClassVar = {"THJ4": 0.3, "THJ3": 0.2}
+    CLOSE: ClassVar = _curl(1.6, 0.68, 0.79) | {"THJ4": 0.3, "THJ3": 1.456}
+
+    def __init__(self, env: ManipulationEnv) -> None:
+        simulation: Any = env.simulation
+        self._data = simulation.data
+        self._hand = Hand(simulation, arm_joints=6, slides=1)
+        self._open, self._close = self._hand.fingers(self.OPEN), self._hand.fingers(self.CLOSE)
+
+    def reset(self) -> None:
+        """Plan the way to the handle and the press."""
+        data, solve = self._data, self._hand.solve
+        self._step = 0
+        self._phase = "press"
+        level = data.site("S_grasp").xmat.reshape(3, 3).copy()
+        handle = data.site("S_handle").xpos.copy()
+        cosine, sine = np.cos(self.PRESS_ROLL_RAD), np.sin(self.PRESS_ROLL_RAD)
+        roll = np.array([[cosine, 0, sine], [0, 1, 0], [-sine, 0, cosine]])
+        self._from = data.qpos[: self._hand.arm_joints].copy()
+        self._over = solve(handle + self.OVER_M, level)
+        self._on = solve(handle + self.ON_M, level, self._over)
+        self._pressed = solve(handle + self.PRESS_M, roll @ level, self._over)
+
+    def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
+        """The action, float32 [28]."""
+        step = self._step
+        self._step += 1
+        if step < self.OVER:
+            arm = self._from + ease(step / (self.OVER - 6)) * (self._over - self._from)
+        elif step < self.DOWN:
+            arm = self._over + ease((step - self.OVER) / 12) * (self._on - self._over)
+        else:
+            arm = self._turn_pull_push(step)
+        self._arm = arm
+        closing = ease((step - self.OVER - 5) / 12)
+        return self._hand.action(arm, self._open + closing * (self._close - self._open))
+
+    def _turn_pull_push(self, step: int) -> np.ndarray:
+        latch, hinge = self._data.joint("latch").qpos[0], self._data.joint("door_hinge").qpos[0]
+        if self._phase == "press":
+            arm = self._on + ease((step - self.DOWN) / self.PRESS_STEPS) * (self._pressed - self._on)
+            if latch < self.LATCH_RAD and step < self.PULL_AFTER_STEPS:
+                return arm
+            self._begin("pull", step, arm, arm + self.PULL)
+        elif self._phase == "pull" and hinge > self.HINGE_RAD:
+            self._begin("push", step, self._arm, self.PUSH)
+        steps = self.PULL_STEPS if self._phase == "pull" else self.PUSH_STEPS
+        return self._from + ease((step - self._begun) / steps) * (self._to - self._from)
+
+    def _begin(self, phase: str, step: int, start: np.ndarray, end: np.ndarray) -> None:
+        self._phase, self._begun, self._from, self._to = phase, step, start.copy(), self._hand.within_limits(end)
+
+
+EXPERTS = {"relocate": RelocateExpert, "door": DoorExpert}
+
+
+def make_expert(env: ManipulationEnv) -> RelocateExpert | DoorExpert:
     """The expert of the environment's task."""
-    assert env.simulation.name == "relocate", "only relocate's rows name this module"
-    return RelocateExpert(env)
+    return EXPERTS[env.simulation.name](env)

@@ -1,4 +1,4 @@
-"""Adroit's own rules: the two success rules, the package's observations, the repaired rewards, resets, the expert of relocate."""
+"""Adroit's own rules: the two success rules, the package's observations, the repaired rewards, resets, the experts."""
 
 from __future__ import annotations
 
@@ -148,13 +148,17 @@ def test_rows_without_an_expert_say_so():
     assert {task for task, row in TASKS.items() if row.suite == "adroit" and row.expert} == {
         "adroit/relocate",
         "adroit/relocate-held",
+        "adroit/door",
+        "adroit/door-held",
     }
 
 
-@pytest.mark.parametrize("seed", [0, 5, 10, 13])
-def test_relocate_holds_the_ball_at_the_target(seed):
-    env = make_env("adroit/relocate-held", cameras=())
-    expert = make_expert("adroit/relocate-held", env)
+@pytest.mark.parametrize(
+    ("name", "seed"), [("relocate", 0), ("relocate", 5), ("relocate", 13), ("door", 31), ("door", 43)]
+)
+def test_experts_hold_success(name, seed):
+    env = make_env(f"adroit/{name}-held", cameras=())
+    expert = make_expert(f"adroit/{name}-held", env)
     observation, _ = env.reset(seed=seed)
     expert.reset()
     ended = False
@@ -162,7 +166,8 @@ def test_relocate_holds_the_ball_at_the_target(seed):
         observation, _, terminated, truncated, info = env.step(expert.act(observation))
         ended = terminated or truncated
     assert info["success"]
-    assert env.simulation.data.body("Object").xpos[2] > 0.1, "the ball is in the air"
+    data = env.simulation.data
+    assert data.body("Object").xpos[2] > 0.1 if name == "relocate" else data.joint("door_hinge").qpos[0] > 1.35
     env.close()
 
 
