@@ -66,7 +66,7 @@ def _fetch(
 def _held(state: np.ndarray, thing: np.ndarray, *, offset: np.ndarray, xy_m: float, z_m: float) -> bool:
     """The fingers rest on something and `thing` is where a held one would be, `hand - offset`."""
     error = state[:3] - offset - thing
-    return _at_rest_on_something(state) and np.linalg.norm(error[:2]) < xy_m and abs(error[2]) < z_m
+    return _at_rest_on_something(state) and bool(np.linalg.norm(error[:2]) < xy_m and abs(error[2]) < z_m)
 
 
 def bin_picking(state: np.ndarray) -> tuple[np.ndarray, float]:
