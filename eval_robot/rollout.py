@@ -124,11 +124,10 @@ def make_header(config: EvalConfig, policy: Policy, artifact: Artifact) -> dict[
 
 
 def default_out(header: Mapping[str, Any]) -> Path:
-    return (
-        Path("runs/eval")
-        / header["task"]
-        / f"{header['label'].replace('/', '_').replace(' ', '-')}-{header['policy_sha256'][:8]}.jsonl"
-    )
+    label = header["label"].replace("/", "_").replace(" ", "-")
+    # A report under a shift stands beside the one without, e.g. random-0a1b2c3d+camera-2.jsonl.
+    _, plus, shifts = header["level"].partition("+")
+    return Path("runs/eval") / header["task"] / f"{label}-{header['policy_sha256'][:8]}{plus}{shifts}.jsonl"
 
 
 def _check_env(policy: Policy, header: Mapping[str, Any], where: str) -> None:
