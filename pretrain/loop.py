@@ -24,6 +24,7 @@ from tqdm import tqdm
 from pretrain.artifact import load_artifact
 from pretrain.batches import BatchPlan, LoadBatch, stream_batches
 from pretrain.checkpoints import Checkpoints, Metrics, Progress, open_run, refuse_foreign, run_lock
+from pretrain.precision import multiplies_bf16
 
 ACCELERATORS = ("auto", "cpu", "cuda", "mps")
 STRATEGIES = ("auto", "ddp")
@@ -123,7 +124,7 @@ def make_fabric(trainer: TrainerConfig) -> Fabric:
     precision = trainer.precision
     if precision in ("auto", "fast"):
         on_gpu = trainer.accelerator in ("auto", "cuda") and torch.cuda.is_available()
-        has_bf16 = torch.cuda.is_bf16_supported() if on_gpu else precision == "fast" and _cpu_multiplies_bf16()
+        has_bf16 = multiplies_bf16("cuda") if on_gpu else precision == "fast" and multiplies_bf16("cpu")
         precision = "bf16-mixed" if has_bf16 else "32-true"
     fabric = Fabric(
         accelerator=trainer.accelerator,
@@ -134,12 +135,6 @@ def make_fabric(trainer: TrainerConfig) -> Fabric:
     )
     fabric.launch()
     return fabric
-
-
-def _cpu_multiplies_bf16() -> bool:
-    """Whether the processor has instructions for products of bf16 matrices, and PyTorch was built to use them."""
-    known = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.backends.mkldnn.is_available() and known
 
 
 def make_optimizer(model: nn.Module, trainer: TrainerConfig) -> torch.optim.AdamW:

@@ -28,10 +28,11 @@ from torch import Tensor
 from pretrain.egom2p.model import EgoM2P, EgoM2PConfig, TokenSet, check_tokens, concatenate
 from pretrain.egom2p.sampling import ClipRandom, Filter, draw_tokens, least_doubtful
 from pretrain.egom2p.schedules import step_counts, step_temperatures
+from pretrain.precision import multiplies_bf16
 
 SCHEMES = ("roar", "maskgit")
 MODES = ("exact", "fast")
-PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16}
+PRECISIONS = ("float32", "bfloat16", "auto")
 
 # Logits in memory at a time, times two with guidance.
 LOGITS_AT_A_TIME = 2**24
@@ -125,7 +126,8 @@ def generate(
             is written in one step from it, without guidance, and no target sees another. Places are asked for in random
             parts of at most FAST_QUERIES, which do not see each other. So it is the first step of the exact schedule for
             every token, and what it loses is that tokens agree with those already written.
-        precision: "bfloat16" runs encoder and decoder in it; logits and draws stay in float32.
+        precision: "bfloat16" runs encoder and decoder in it; logits and draws stay in float32. "auto" is that in the fast
+            mode on a device that multiplies bfloat16, float32 otherwise.
 
     Raises:
         ValueError: an unknown modality; a target that is given, or twice; another number of tokens than a modality has;
@@ -139,6 +141,8 @@ def generate(
     random = ClipRandom(seeds)
     device = model.mask_token.device
     condition = TokenSet.whole(config, {name: ids.to(device) for name, ids in given.items()})
+    if precision == "auto":
+        precision = "bfloat16" if mode == "fast" and multiplies_bf16(device) else "float32"
     writer = _Writer(model, precision)
     if mode == "fast":
         return writer.write_at_once(condition, targets, random)
@@ -190,7 +194,7 @@ class _Writer:
         self.model = model
         self.config = model.config
         self.device = model.mask_token.device
-        self._low_precision = PRECISIONS[precision]
+        self._low_precision = torch.bfloat16 if precision == "bfloat16" else None
 
     def write_roar(self, condition: TokenSet, target: Target, random: ClipRandom) -> TokenSet:
         """All of the target's tokens, in the order in which they were written."""

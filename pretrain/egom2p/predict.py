@@ -36,7 +36,8 @@ class PredictConfig:
         out: directory of the results.
         clips: of the store, from the first, where `clip` names no single one.
         scheme, steps, schedule, temperature, top_p, top_k, guidance: see generate.Target; null = the authors' for each modality.
-        mode: a row of MODES: "fast" is one step from a condition read once, without guidance.
+        mode: a row of MODES: "fast" is one step from a condition read once, without guidance, in bfloat16 where the device
+            multiplies it.
         batch_size: clips generated together.
         seed: of the sampling.
         device, threads: where to compute; auto, 0 = torch's own choice.
@@ -141,7 +142,7 @@ class Predictor:
             if target.modality not in self.tokenizers:
                 known = ", ".join(self.tokenizers)
                 raise ValueError(f"want: {target.modality} is not a modality of this model, which has {known}")
-        tokens = generate(self.model, self.encode(clips, given), targets, seed=seed, mode=mode)
+        tokens = generate(self.model, self.encode(clips, given), targets, seed=seed, mode=mode, precision="auto")
         columns = {t.modality: self.decode(t.modality, tokens[t.modality], clips) for t in targets}
         return [{name: column[row] for name, column in columns.items()} for row in range(len(clips))]
 
