@@ -65,6 +65,7 @@ def _training_logs(reports: Sequence[EvalReport]) -> dict[str, Path]:
     logs = {
         f"{report.label}, {report.task}": Path(report.header["policy_path"]) / TRAIN_STATE_DIRECTORY / "metrics.jsonl"
         for report in reports
+        if "policy_path" in report.header  # reports of earlier versions do not say
     }
     return {name: path for name, path in logs.items() if is_success_curve(path)}
 

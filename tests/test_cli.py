@@ -10,6 +10,9 @@ from egoarm import COMMANDS, compose, main
 
 REQUIRED = {
     "demos": [],
+    "demos audit": ["suite=toy"],
+    "demos import": ["file=x", "task=toy/reach", "out=y"],
+    "demos export": ["demos=x", "out=y"],
     "train": ["demos=x", "out=y"],
     "rl": ["task=toy/reach", "out=y"],
     "eval": ["policy=x"],

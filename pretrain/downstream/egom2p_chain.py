@@ -43,6 +43,7 @@ class ChainConfig:
         tokenizers: name -> its training; `data` and `out` are set here.
         pretrain: of the model; `tokens`, `tokenizers` and `out` are set here.
         tokenize_threads: CPU threads of encoding the store; 0 = torch's default.
+        task_clips: held-out clips that the four tasks are measured on; 0 = all.
         pictures: held-out clips whose predictions are drawn; the first is published.
         measure: false only trains.
     """
@@ -54,6 +55,7 @@ class ChainConfig:
     tokenizers: dict[str, TokenizerTrainConfig]
     pretrain: EgoM2PTrainConfig
     tokenize_threads: int = 0
+    task_clips: int = 0
     pictures: int = 3
     measure: bool = True
 
@@ -62,6 +64,8 @@ class ChainConfig:
             raise ValueError(f"heldout.seed={self.heldout.seed} is that of the clips to train on: choose another")
         if not self.tokenizers:
             raise ValueError("tokenizers: expected at least one")
+        if self.task_clips < 0:
+            raise ValueError(f"task_clips: expected at least 0, got {self.task_clips}")
         if self.pictures < 1:
             raise ValueError(f"pictures: expected at least 1, got {self.pictures}")
 
@@ -108,7 +112,7 @@ def run(config: ChainConfig) -> None:
                 names=(EGOM2P, UNTRAINED),
                 benchmark="four-tasks",
                 data=config.heldout.out,
-                clips=0,
+                clips=config.task_clips,
                 out=str(out / f"four-tasks-{mode}"),
                 baseline=EGOM2P,
                 mode=mode,

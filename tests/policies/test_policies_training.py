@@ -40,7 +40,7 @@ def privileged_demos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demos") / "toy.hdf5"
     return collect(
         DemosConfig(
-            task="toy/reach", level="clean", episodes=3, out=str(out), image_size=32, first_seed=0, workers=1, privileged=True
+            task="toy/reach", level="clean", episodes=3, out=str(out), image_size=40, first_seed=0, workers=1, privileged=True
         )
     )  # fmt: skip
 
