@@ -26,18 +26,32 @@ from envs.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Element:
-    """What a task moves: a joint of the kitchen, its goal in rad or m, and the site where it is to be touched."""
+    """What a task moves.
+
+    Attributes:
+        joint: a joint of the kitchen.
+        goal: its goal, rad or m.
+        site: where it is to be touched.
+        within_reach: (joint value, point in the moving body's frame, m) of places that the arm must be able to reach.
+    """
 
     joint: str
     goal: float
     site: str
+    within_reach: tuple[tuple[float, tuple[float, float, float]], ...] = ()
 
 
 ELEMENTS: dict[str, Element] = {
     "knob1_on": Element(joint="knob_Joint_1", goal=-1.57, site="knob1_site"),
     "light_on": Element(joint="light_switch", goal=-0.7, site="light_site"),
     "sdoor_open": Element(joint="slide_cabinet", goal=0.44, site="slide_site"),
-    "ldoor_open": Element(joint="left_hinge_cabinet", goal=-1.25, site="hinge_site1"),
+    "ldoor_open": Element(
+        joint="left_hinge_cabinet",
+        goal=-1.25,
+        site="hinge_site1",
+        # The handle below its middle while shut, the door's free edge from inside when the goal's threshold is met.
+        within_reach=((0.0, (0.302, -0.128, -0.075)), (-1.0145, (0.355, 0.031, -0.16))),
+    ),
     "micro_open": Element(joint="microwave", goal=-1.25, site="microhandle_site"),
 }
 ELEMENT_JOINTS = (
@@ -59,9 +73,10 @@ ROBOT_DOFS = 9
 _SOLVED = 0.15  # of a joint's range
 _JOINT_NOISE = 0.025  # of a joint's range, either way
 _KITCHEN_M = 0.1  # each coordinate of the kitchen's place, either way
+_REACH_M = 0.95  # from the shoulder to a point that the fingers can work on; stretched out, their ends are at 0.99
 _KETTLE_M = 0.45  # 0.15 of the 3 m that mj_envs' kettle may slide along each axis
-_HOME = (0.10102, -1.76350, 1.88975, -2.47662, 0.32519, 0.82909, 1.62464, 0.03998, 0.03998)
-_KETTLE_HOME = (-0.269, 0.35, 1.6193, 1.0, 0.0, 0.0, 0.0)
+HOME = (0.10102, -1.76350, 1.88975, -2.47662, 0.32519, 0.82909, 1.62464, 0.03998, 0.03998)
+_KETTLE_AT = (-0.269, 0.35, 1.6193, 1.0, 0.0, 0.0, 0.0)
 
 ACTION = FieldSpec(
     shape=(ROBOT_DOFS,),
@@ -139,6 +154,7 @@ class KitchenSimulation:
         self._kettle = slice(kettle, kettle + 7)
         self._kettle_start = np.zeros(3)
         self._robot_body = np.isin(self.model.body_rootid, self.model.body("panda0_link0").rootid)
+        self._shoulder = self.model.body("panda0_link2").id
         self._end_effector = self.model.site("end_effector").id
         self._touch = self.model.site(self.element.site).id
 
@@ -146,7 +162,7 @@ class KitchenSimulation:
         random = np.random.default_rng(seed)
         while True:
             self._place(random)
-            if not self._robot_touches():
+            if not self._robot_touches() and self._is_within_reach():
                 return
 
     def _place(self, random: np.random.Generator) -> None:
@@ -154,17 +170,30 @@ class KitchenSimulation:
         mujoco.mj_resetData(self.model, data)
         low, high = self._robot_range.T
         noise = _JOINT_NOISE * (high - low) * random.uniform(-1, 1, size=ROBOT_DOFS)
-        data.qpos[:ROBOT_DOFS] = np.clip(_HOME + noise, low, high)
+        data.qpos[:ROBOT_DOFS] = np.clip(HOME + noise, low, high)
         shift = random.uniform(-_KITCHEN_M, _KITCHEN_M, size=3)
         self.model.body_pos[self._kitchen] = self._kitchen_home + shift
-        data.qpos[self._kettle] = _KETTLE_HOME
-        self._kettle_start = _KETTLE_HOME[:3] + shift
+        data.qpos[self._kettle] = _KETTLE_AT
+        self._kettle_start = _KETTLE_AT[:3] + shift
         data.qpos[self._kettle][:3] = self._kettle_start
         mujoco.mj_forward(self.model, data)
 
     def _robot_touches(self) -> bool:
         bodies = self.model.geom_bodyid[self.data.contact.geom]
         return bool(self._robot_body[bodies].any())
+
+    def _is_within_reach(self) -> bool:
+        joint = self.model.joint(self.element.joint)
+        body = joint.bodyid[0]
+        anchor, axis = self.data.xanchor[joint.id], self.data.xaxis[joint.id]
+        from_anchor = self.data.xmat[body].reshape(3, 3)
+        for value, point in self.element.within_reach:
+            place, turn = np.empty(3), np.empty(4)
+            mujoco.mju_axisAngle2Quat(turn, axis, value)
+            mujoco.mju_rotVecQuat(place, from_anchor @ point, turn)
+            if np.linalg.norm(anchor + place - self.data.xpos[self._shoulder]) > _REACH_M:
+                return False
+        return True
 
     def step(self, action: np.ndarray) -> tuple[float, bool]:
         data = self.data
@@ -193,9 +222,7 @@ class KitchenSimulation:
     def full_state(self) -> np.ndarray:
         data = self.data
         robot = [data.qpos[:ROBOT_DOFS], data.qvel[:ROBOT_DOFS]]
-        return np.concatenate(
-            [*robot, data.qpos[self._elements], data.site_xpos[self._end_effector], self._reach()]
-        )
+        return np.concatenate([*robot, data.qpos[self._elements], data.site_xpos[self._end_effector], self._reach()])
 
     def physics_state(self) -> np.ndarray:
         """Time, joints and velocities, the kitchen's place."""

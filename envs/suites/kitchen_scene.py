@@ -27,14 +27,19 @@ _TARGET_CAMERAS = {
 }
 
 
-@functools.cache
-def _compiled() -> mujoco.MjModel:
+def _load() -> tuple[mujoco.MjSpec, Path]:
+    """The package's model, not yet compiled, and its folder of assets."""
     try:
         import gymnasium_robotics
     except ImportError as error:
         raise RuntimeError(f"kitchen needs the simulators: {error}. Remedy: pip install 'egoarm[robots]'") from error
     assets = Path(gymnasium_robotics.__file__).parent / "envs/assets/kitchen_franka"
-    spec = mujoco.MjSpec.from_file(str(assets / "kitchen_assets/kitchen_env_model.xml"))
+    return mujoco.MjSpec.from_file(str(assets / "kitchen_assets/kitchen_env_model.xml")), assets
+
+
+@functools.cache
+def _compiled() -> mujoco.MjModel:
+    spec, assets = _load()
     for name in _DRAWN_ARM:
         _coarsen(spec.mesh(name), assets / "franka_assets/meshes")
     spec.visual.quality.numslices = 16
@@ -57,6 +62,17 @@ def make_model() -> mujoco.MjModel:
         RuntimeError: gymnasium-robotics is not installed.
     """
     return copy.copy(_compiled())
+
+
+@functools.cache
+def arm_model() -> mujoco.MjModel:
+    """The robot alone, for inverse kinematics: its nine joints stand first in the kitchen's model too. Shared: not to be written to."""
+    spec, _ = _load()
+    for body in ("desk", "kettle"):
+        spec.detach_body(spec.body(body))
+    for leftover in (*spec.equalities, *spec.keys):
+        leftover.delete()
+    return spec.compile()
 
 
 def _coarsen(mesh: mujoco.MjsMesh, folder: Path) -> None:
