@@ -276,7 +276,9 @@ class KitchenExpert:
             return self._action(angles[0] - q, leg.opening_m)
         ahead = self._sign * value + self._script.lead
         values = self._sign * self._values(leg)
-        return self._action(np.array([np.interp(ahead, values, angles[:, joint]) for joint in range(_ARM)]) - q, leg.opening_m)
+        return self._action(
+            np.array([np.interp(ahead, values, angles[:, joint]) for joint in range(_ARM)]) - q, leg.opening_m
+        )
 
     def _is_done(self, value: float, q: np.ndarray) -> bool:
         leg = self._script.legs[self._leg]
