@@ -199,11 +199,10 @@ def test_a_shift_leaves_the_levels_draws_alone(simulation, model, kind):
     appearance.restore()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_physics_cannot_feel_a_shift(example, kind):
+def test_physics_cannot_feel_a_shift(example):
     said = []
-    actions = np.random.default_rng(0).uniform(-1, 1, size=(4, *example[2].env_spec.action.shape))
-    for level in ("varied-1", f"varied-1+{kind}-3"):
+    actions = np.random.default_rng(0).uniform(-1, 1, size=(6, *example[2].env_spec.action.shape))
+    for level in ("varied-1", "varied-1" + "".join(f"+{kind}-3" for kind in KINDS)):
         env = shifted(example, level)
         _, info = env.reset(seed=11)
         states = [info["initial_state_hash"]]
@@ -218,7 +217,7 @@ def test_physics_cannot_feel_a_shift(example, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixels_follow_from_the_seed_and_differ_more_with_strength(example, kind):
-    seeds = (0, 1, 2)
+    seeds = (0, 1)
     plain = {seed: images(example[2], seed) for seed in seeds}
     differences = []
     for strength in STRENGTHS:
