@@ -19,16 +19,16 @@ SELECTION_SEEDS = range(100_000, 200_000)
 class SACConfig:
     """SAC's settings; `updates_per_step` gradient steps an environment step, `shift_pixels` of random shift of images under trained eyes."""
 
-    steps: int = 8_000
-    n_envs: int = 4
-    discount: float = 0.95
+    steps: int = 12_000
+    n_envs: int = 8
+    discount: float = 0.9
     learning_rate: float = 1e-3
     batch_size: int = 64
     buffer_steps: int = 100_000
     random_steps: int = 500
-    updates_per_step: float = 1.0
+    updates_per_step: float = 0.25
     target_rate: float = 0.01
-    initial_temperature: float = 0.02
+    initial_temperature: float = 0.005
     shift_pixels: int = 0
 
     def __post_init__(self) -> None:

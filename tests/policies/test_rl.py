@@ -32,7 +32,7 @@ from pretrain.encoder import load_encoder
 BASE: RLConfig = compose(
     COMMANDS["rl"],
     ["task=toy/reach", "out=unused", "image_size=32", "threads=1", "workers=1", "eval_episodes=2", "network.hidden=[16]",
-     "network.cnn_channels=4", "sac.n_envs=2", "sac.random_steps=40", "sac.batch_size=8", "sac.steps=160", "log_every=40",
+     "network.cnn_channels=4", "sac.n_envs=2", "sac.updates_per_step=1", "sac.random_steps=40", "sac.batch_size=8", "sac.steps=160", "log_every=40",
      "eval_every=120", "checkpoint_every=60", "ppo.n_envs=2", "ppo.rollout_steps=32", "ppo.batch_size=32", "ppo.epochs=2",
      "ppo.steps=192"],
 )  # fmt: skip
@@ -285,6 +285,9 @@ def test_a_run_ends_in_an_artifact_that_eval_runs(name: str, tmp_path: Path, cap
     words = ["episodes=3", "envs=3", "workers=1", "threads=1", "videos=0", f"out={report}"]
     assert main(["eval", f"policy={path}", *words]) == 0, capsys.readouterr().err
     assert len(load_report(report).episodes) == 3
+    assert main(["report", str(report), f"out={tmp_path / 'report.html'}"]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert "environment steps" in page and "selection seeds" in page, "the training curve is in the report"
     run(config)
     assert "is there already" in capsys.readouterr().out
     with pytest.raises(FileExistsError, match="another rl"):
