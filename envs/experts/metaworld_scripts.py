@@ -69,6 +69,17 @@ def _held(state: np.ndarray, thing: np.ndarray, *, offset: np.ndarray, xy_m: flo
     return _at_rest_on_something(state) and bool(np.linalg.norm(error[:2]) < xy_m and abs(error[2]) < z_m)
 
 
+def basketball(state: np.ndarray) -> tuple[np.ndarray, float]:
+    hand, ball, hoop_x = state[:3], state[4:7], state[36]
+    if not _held(state, ball, offset=_up(0.02), xy_m=0.05, z_m=0.03):
+        fetch = _fetch(state, ball + _up(0.015), hover_m=0.15)
+        if fetch is not None:
+            return fetch
+    if ball[2] < 0.28:
+        return np.array([*hand[:2], 0.4]), CLOSE
+    return np.array([hand[0] + hoop_x - ball[0], 0.875, hand[2] + 0.31 - ball[2]]), CLOSE
+
+
 def bin_picking(state: np.ndarray) -> tuple[np.ndarray, float]:
     hand, opening, cube = state[:3], state[3], state[4:7]
     target_bin = np.array([0.12, 0.7])
@@ -198,6 +209,7 @@ def door_open(state: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 SCRIPTS: dict[str, Script] = {
+    "basketball": basketball,
     "bin-picking": bin_picking,
     "box-close": box_close,
     "disassemble": disassemble,

@@ -23,8 +23,8 @@ _NO_EXPERT = "there is no expert"
 _EXPERT = {
     "pen": f"{_NO_EXPERT}: predictive sampling on the simulator (24 to 64 plans of 0.25 to 0.4 s, 2 to 16 s of one core for 100 steps) reached the "
     "target on 1 of 5 seeds",
-    "relocate": "the expert needs 160 to 180 steps for the held rule and fails on about 3 % of the seeds",
-    "door": "the expert needs 175 to 195 steps for the held rule and fails on about 8 % of the seeds",
+    "relocate": "the expert needs 143 to 154 steps, 160 to 180 for the held rule, where it fails on about 6 % of the seeds",
+    "door": "the expert needs about 155 steps, 175 to 195 for the held rule, where it fails on about 5 % of the seeds",
     "hammer": f"{_NO_EXPERT}: none was tried",
 }
 # Steps: 200 as Gymnasium-Robotics registers all four; the held rule was published with 100 for the pen.
