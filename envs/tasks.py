@@ -8,11 +8,17 @@ from types import ModuleType
 from envs.env import ManipulationEnv, Simulation
 from envs.rendering import Renderer
 from envs.shifts import AppearanceLevel, parse_level
-from envs.suites import adroit, metaworld, robosuite, toy
+from envs.suites import adroit, kitchen, metaworld, robosuite, toy
 from envs.task import Task
 
 # Each holds TASKS, its rows, and make_simulation(row); its simulator's package is imported there at first use and not before.
-SUITES: dict[str, ModuleType] = {"toy": toy, "metaworld": metaworld, "adroit": adroit, "robosuite": robosuite}
+SUITES: dict[str, ModuleType] = {
+    "toy": toy,
+    "metaworld": metaworld,
+    "adroit": adroit,
+    "robosuite": robosuite,
+    "kitchen": kitchen,
+}
 
 TASKS: dict[str, Task] = {name: row for suite in SUITES.values() for name, row in suite.TASKS.items()}
 

@@ -16,6 +16,7 @@ EXPERTS = {
     "metaworld": "envs.experts.metaworld",
     "adroit": "envs.experts.adroit",
     "robosuite": "envs.experts.robosuite",
+    "kitchen": "envs.experts.kitchen",
 }
 
 

@@ -27,6 +27,10 @@ _REST = 0.01  # weight of staying where the last solution was, against 1 of the 
 # Where the inverse kinematics starts, relative to the robot's joints, rad: it finds only the nearest of the arm's postures.
 _GUESSES = np.zeros((2, ROBOT_DOFS))
 _GUESSES[1, 0] = -0.8
+# The wrist's servos are seven times weaker than the arm's: pressing is left to the arm.
+_FORCE = 5.0  # the most that pushing multiplies what a joint is asked for
+_FOLLOWING = np.array([1.0, 1.0, 1.0, 1.0, 2.0, 2.0, 2.0, 1.0, 1.0])
+_NEAR_STEPS = 0.9  # a waypoint is passed once the arm is so few control steps away from it
 _CLOSE_M = 0.03  # a plan that misses a point by more, with the firmness times the angle, is no plan
 
 Place = Callable[[float, np.ndarray], np.ndarray]
@@ -44,6 +48,7 @@ class Leg:
         fingers: the axis in which the fingers open, world [3], at a value of the element's joint; None lets the hand roll about the stick.
         opening_m: how far each finger is from shut.
         grasp: the leg ends when the fingers stand still.
+        gentle: never press harder where the element does not give way, so that a pulled handle stays between the fingers.
     """
 
     place: Place
@@ -53,6 +58,7 @@ class Leg:
     fingers: Callable[[float], np.ndarray] | None = None
     opening_m: float = 0.0
     grasp: bool = False
+    gentle: bool = False
 
     def along(self, direction: np.ndarray, value: float) -> np.ndarray:
         """The stick's axis at a value of the element's joint, unit [3]."""
@@ -70,6 +76,7 @@ class Script:
         firmness: weight of the hand's axes against 1 of its place, m a rad.
         lead: how far ahead of the element's value the stick aims, rad or m.
         press_m: how far beyond that, along the element's path.
+        force: the least factor on what each joint is asked for while pushing; the limit is still its own.
     """
 
     legs: tuple[Leg, ...]
@@ -78,6 +85,7 @@ class Script:
     firmness: float = 0.1
     lead: float
     press_m: float = 0.0
+    force: float = 1.0
 
 
 def _turned(vector: np.ndarray, angle: float) -> np.ndarray:
@@ -131,22 +139,7 @@ def _knob(simulation: KitchenSimulation) -> Script:
         firmness=0.5,
         inset_m=0.0,
         lead=0.7,
-    )
-
-
-def _light(simulation: KitchenSimulation) -> Script:
-    """The switch goes to the left."""
-    axle = simulation.data.body("lightswitchroot").xpos.copy()
-    touch = np.array([0.026, -0.062, 0.0]) + (0.021 + _STICK_M) * np.array([0.92, 0.39, 0.0])
-
-    def place(value: float, along: np.ndarray) -> np.ndarray:
-        return axle + _turned(touch, value)
-
-    return Script(
-        legs=(_beside(place, (0.05, -0.06, 0.0)), Leg(place=place), Leg(place=place, until=-0.7)),
-        directions=_fan((0.0, 0.25), (0.0,)),
-        lead=0.3,
-        press_m=0.05,
+        force=_FORCE,
     )
 
 
@@ -164,10 +157,28 @@ def _take(place: Place, *, back_m: float) -> tuple[Leg, ...]:
     )
 
 
+def _light(simulation: KitchenSimulation) -> Script:
+    """The open fingers take the switch between them and push it to the left."""
+    axle = simulation.data.body("lightswitchroot").xpos.copy()
+
+    def place(value: float, along: np.ndarray) -> np.ndarray:
+        return axle + _turned(np.array([0.026, -0.062, 0.0]), value)
+
+    return Script(
+        legs=(
+            Leg(place=lambda value, along: place(value, along) - 0.09 * along, fingers=_level, opening_m=_OPEN_M),
+            Leg(place=place, fingers=_level, opening_m=_OPEN_M),
+            Leg(place=place, until=-0.7, fingers=_level, opening_m=_OPEN_M),
+        ),
+        directions=_fan((0.1, 0.3), (0.0,)),
+        lead=0.3,
+        press_m=0.06,
+    )
+
+
 def _hinged_door(simulation: KitchenSimulation) -> Script:
     """The fingers pull the handle until the door stands off, then push its free edge from inside: opened wide, the handle is out of reach."""
     hinge = simulation.data.body("hingeleftdoor").xpos.copy()
-    ajar = -0.45
 
     def handle(value: float, along: np.ndarray) -> np.ndarray:
         return hinge + _turned(np.array([0.302, -0.128, -0.075]), value)
@@ -184,17 +195,21 @@ def _hinged_door(simulation: KitchenSimulation) -> Script:
     def inside(value: float, along: np.ndarray) -> np.ndarray:
         return hinge + _turned(np.array([0.355, 0.015 + _STICK_M, -0.16]), value)
 
+    away = handle(0.0, _Y) - simulation.data.body("panda0_link2").xpos
+    ajar = -0.45
+
     return Script(
         legs=(
             *_take(handle, back_m=0.07),
-            Leg(place=handle, until=ajar, fingers=_level),
+            Leg(place=handle, until=ajar, fingers=_level, gentle=True),
             Leg(place=before, start=ajar, opening_m=_OPEN_M),
             Leg(place=around, start=ajar),
             Leg(place=within, start=ajar),
             Leg(place=inside, start=ajar, until=-1.1, turn=0.6),
         ),
-        directions=_fan((0.2, 0.5), (0.0,)),
-        firmness=0.2,
+        # Nearly away from the shoulder: only a stretched arm reaches.
+        directions=(_turned(away, -0.5), _turned(away * (1, 1, 0), -0.5), _turned(away * (1, 1, 0), -0.25)),
+        firmness=0.05,
         lead=0.25,
         press_m=0.02,
     )
@@ -210,9 +225,9 @@ def _microwave(simulation: KitchenSimulation) -> Script:
         return hinge + _turned(at, value)
 
     return Script(
-        legs=(*_take(handle, back_m=0.07), Leg(place=handle, until=-1.0, turn=0.6, fingers=_level)),
+        legs=(*_take(handle, back_m=0.07), Leg(place=handle, until=-1.0, turn=0.6, fingers=_level, gentle=True)),
         directions=_fan((0.1, 0.35), (-0.1,)),
-        lead=0.25,
+        lead=0.4,
         press_m=0.02,
     )
 
@@ -264,6 +279,8 @@ class KitchenExpert:
         good = [plan for plan in plans if plan.miss_m < _CLOSE_M]
         self._plan = min(good, key=lambda plan: plan.steps) if good else min(plans, key=lambda plan: plan.miss_m)
         self._leg = 0
+        self._force = self._script.force
+        self._last_q, self._last_change = self._simulation.data.qpos[:_ARM].copy(), np.zeros(_ARM)
 
     def act(self, observation: dict[str, np.ndarray]) -> np.ndarray:
         """The action, float32 [9]."""
@@ -273,20 +290,32 @@ class KitchenExpert:
             self._leg += 1
         leg, angles = self._script.legs[self._leg], self._plan.angles[self._leg]
         if leg.until is None:
-            return self._action(angles[0] - q, leg.opening_m)
+            # Straight in joint space: every joint arrives with the slowest.
+            change = angles[0] - q
+            return self._action(change / max(1.0, self._steps(change)), leg.opening_m)
         ahead = self._sign * value + self._script.lead
         values = self._sign * self._values(leg)
-        return self._action(
-            np.array([np.interp(ahead, values, angles[:, joint]) for joint in range(_ARM)]) - q, leg.opening_m
-        )
+        target = np.array([np.interp(ahead, values, angles[:, joint]) for joint in range(_ARM)])
+        change = target - q
+        change /= max(1.0, self._steps(change))
+        self._urge(change, q, leg)
+        return self._action(np.clip(self._force * change, -self._furthest, self._furthest), leg.opening_m)
+
+    def _urge(self, change: np.ndarray, q: np.ndarray, leg: Leg) -> None:
+        """Give the joints that lag behind the slowest more and more of their force while the arm makes less than half of its way."""
+        moved, asked = np.linalg.norm(q - self._last_q), np.linalg.norm(self._last_change)
+        most = self._script.force if leg.gentle else _FORCE
+        more = 0.5 if moved < 0.5 * asked else -0.5
+        self._force = float(np.clip(self._force + more, self._script.force, most))
+        self._last_q, self._last_change = q.copy(), change
 
     def _is_done(self, value: float, q: np.ndarray) -> bool:
         leg = self._script.legs[self._leg]
         if leg.grasp:
             speed = np.abs(self._simulation.data.qvel[_ARM:ROBOT_DOFS]).max()
-            return self._simulation.data.qpos[_ARM] < 0.9 * _OPEN_M and speed < 0.02
+            return self._simulation.data.qpos[_ARM] < 0.9 * _OPEN_M and speed < 0.05
         if leg.until is None:
-            return self._steps(self._plan.angles[self._leg][0] - q) < 0.9
+            return self._steps(self._plan.angles[self._leg][0] - q) < _NEAR_STEPS
         return self._sign * (value - leg.until) > 0
 
     def _steps(self, change: np.ndarray) -> float:
@@ -336,12 +365,12 @@ class KitchenExpert:
         """
         self._configuration.update(guess)
         self._posture.set_target(start)
-        weight = np.ones(ROBOT_DOFS)
+        weight = _FOLLOWING if rounds == 1 else np.ones(ROBOT_DOFS)
         for _ in range(rounds):
             self._posture.set_cost(_REST * weight)
             self._descend()
             steps = np.abs(self._configuration.q - start)[:_ARM] / self._furthest
-            weight[:_ARM] *= 0.3 + steps / max(steps.max(), 1e-6)
+            weight = weight * np.append(0.3 + steps / max(steps.max(), 1e-6), [1.0, 1.0])
         error = self._hand.compute_error(self._configuration) * self._hand.cost
         return self._configuration.q.copy(), float(np.linalg.norm(error))
 
@@ -356,8 +385,7 @@ class KitchenExpert:
                 return
 
     def _action(self, change: np.ndarray, opening_m: float) -> np.ndarray:
-        """The action that moves the arm's joints by `change`, rad [7], or as far as one control step can, and the fingers to `opening_m`."""
-        change = change / max(1.0, self._steps(change))
+        """The action that moves the arm's joints by `change`, rad [7], in one control step, and the fingers to `opening_m`."""
         sag = self._simulation.data.qfrc_bias[:_ARM] / self._gain
         fingers = opening_m - self._simulation.data.qpos[_ARM:ROBOT_DOFS]
         action = np.concatenate([change / self._share + sag, fingers]) / (SPEED_PER_S * CONTROL_S)

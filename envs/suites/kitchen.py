@@ -100,17 +100,17 @@ FULL_STATE = FieldSpec(
 )
 
 
-def _task(name: str, success_rule: str) -> Task:
+def _task(name: str, success_rule: str, horizon_steps: int = 50, notes: str = "R3M's horizon") -> Task:
     element = ELEMENTS[name]
     return Task(
         suite="kitchen",
         name=name,
         cameras=("left_cap2", "right_cap2"),
-        horizon_steps=50,
+        horizon_steps=horizon_steps,
         success_rule=f"{success_rule}, each other element within 0.15 of its range of where it began and the kettle within 45 cm "
         f"(mj_envs' rule at {element.joint} = {element.goal})",
         expert="kitchen",
-        notes="the kitchen moves (x, y, z by 10 cm either way), the robot's joints by 2.5 % of their range; R3M's horizon",
+        notes=f"the kitchen moves (x, y, z by up to 10 cm), the robot's joints by up to 2.5 % of their range; {notes}",
     )
 
 
@@ -118,7 +118,13 @@ TASKS: dict[str, Task] = {
     "kitchen/knob1_on": _task("knob1_on", "lower right knob within 0.236 rad of a quarter turn"),
     "kitchen/light_on": _task("light_on", "light switch within 0.105 rad of 0.7 rad"),
     "kitchen/sdoor_open": _task("sdoor_open", "sliding door within 6.6 cm of 44 cm open"),
-    "kitchen/ldoor_open": _task("ldoor_open", "left hinged door within 0.236 rad of 1.25 rad open"),
+    "kitchen/ldoor_open": _task(
+        "ldoor_open",
+        "left hinged door within 0.236 rad of 1.25 rad open",
+        horizon_steps=100,
+        notes="placements beyond the arm's reach are drawn again (about two of three). Twice R3M's horizon: the handle leaves the arm's reach, so that the "
+        "expert pulls it, lets go, walks round the door's edge and pushes from inside; at the servos' full speed it needs 49 to 80 steps",
+    ),
     "kitchen/micro_open": _task("micro_open", "microwave's door within 0.314 rad of 1.25 rad open"),
 }
 
