@@ -61,7 +61,8 @@ class EvalConfig:
 
 def run(config: EvalConfig) -> Path:
     """Evaluate; the report appears whole. After a kill, finished episodes are kept and the rest is run."""
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    if config.threads:
+        torch.set_num_threads(config.threads)
     policy, artifact = load_policy(config.policy)
     header = make_header(config, policy, artifact)
     _check_env(policy, header, config.policy)
