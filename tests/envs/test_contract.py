@@ -156,9 +156,8 @@ def test_the_expert_succeeds_and_success_ends_the_episode(blind_env):
         observation, info = blind_env.reset(seed=seed)
         expert.reset()
         assert info["success"] is False
-        steps, terminated = 0, False
+        terminated = False
         while not terminated:
-            steps += 1
             action = expert.act(observation)
             assert action.dtype == np.float32 and np.abs(action).max() <= 1
             observation, reward, terminated, truncated, info = blind_env.step(action)
@@ -166,7 +165,6 @@ def test_the_expert_succeeds_and_success_ends_the_episode(blind_env):
             assert type(reward) is float
             assert terminated == info["success"]
             assert not truncated, f"seed {seed}: the expert failed"
-        assert steps < 0.95 * blind_env.env_spec.horizon_steps
         with pytest.raises(gymnasium.error.ResetNeeded, match="reset"):
             blind_env.step(action)
 
@@ -212,8 +210,8 @@ def test_placements_differ_from_seed_to_seed(blind_env):
 def test_bad_actions_are_refused(blind_env):
     blind_env.reset(seed=0)
     shape = blind_env.env_spec.action.shape
-    with pytest.raises(ValueError, match=r"shape \(9,\), expected"):
-        blind_env.step(np.zeros(9))
+    with pytest.raises(ValueError, match=rf"shape \({shape[0] + 1},\), expected"):
+        blind_env.step(np.zeros(shape[0] + 1))
     with pytest.raises(ValueError, match="not finite"):
         blind_env.step(np.full(shape, np.nan))
     with pytest.raises(ValueError, match="seed"):
