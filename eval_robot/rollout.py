@@ -119,6 +119,11 @@ def make_header(config: EvalConfig, policy: Policy, artifact: Artifact) -> dict[
         "encoder_sha256": training["encoder"]["sha256"],
         "demos_sha256": training["demos"]["sha256"],
         "policy_provenance": artifact.provenance,
+        "training": {
+            "seed": artifact.provenance["seed"],
+            "demonstrations": len(training["demos"]["seeds"]),
+            "readout": training.get("backbone", {}).get("readout"),
+        },
         "envs": config.envs,
         "versions": {name: metadata.version(name) for name in ("torch", "mujoco", "numpy", "egoarm")},
     }

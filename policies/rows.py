@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,11 @@ class TrainingRows:
     action_is_pad: Bool[Tensor, "N Ta"]
     views: Mapping[str, np.ndarray]
     history: np.ndarray
+
+    def first(self, count: int) -> TrainingRows:
+        """The first `count` rows alone."""
+        cut = {name: getattr(self, name)[:count] for name in ("state", "action", "action_is_pad", "history")}
+        return replace(self, **cut)
 
     def sample(self, count: int) -> dict[str, Tensor]:
         """At most `count` rows, evenly over the demonstrations."""

@@ -43,6 +43,7 @@ class TrainConfig:
         state_keys: the `state/<name>` that the policy reads; None: all of the demonstrations but the privileged state/full.
         frames: images that one latent of the encoder is of, at most as many as it takes; None: as many.
         ensemble_decay: below 0 turns temporal ensembling off.
+        demonstrations: how many of the file's are learned from, the first ones; None: all.
         steps: of training, in place of epochs.
         half_tokens: cached tokens are float16.
     """
@@ -57,6 +58,7 @@ class TrainConfig:
     cache: str
     threads: int
     state_keys: tuple[str, ...] | None = None
+    demonstrations: int | None = None
     frames: int | None = None
     stride_steps: int | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -83,7 +85,7 @@ class TrainConfig:
         if policy_entry(self.policy).recipe is None:
             able = ", ".join(name for name, entry in POLICIES.items() if entry.recipe)
             raise ValueError(f"policy={self.policy} is not trained by imitation; expected one of {able}")
-        for name in ("frames", "stride_steps", "steps"):
+        for name in ("demonstrations", "frames", "stride_steps", "steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1, or null")
@@ -117,6 +119,8 @@ def run(config: TrainConfig) -> Path:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     encoder = None if config.encoder == NO_ENCODER else load_encoder(config.encoder, seed=config.encoder_seed)
     with DemoFile(config.demos) as demos:
+        if config.demonstrations is not None and config.demonstrations > len(demos):
+            raise ValueError(f"demonstrations={config.demonstrations}: {config.demos} holds {len(demos)}")
         stored = _stored_config(config, encoder, demos)
         if _is_done(Path(config.out), stored):
             print(f"train: {config.out} is there already")
@@ -126,6 +130,7 @@ def run(config: TrainConfig) -> Path:
         policy = build_policy(config, spec, encoder)
         title = f"{stored['encoder']['label']} {demos.env_spec.task}"
         rows = load_rows(policy, demos, config.cache, title, half_tokens=config.half_tokens)
+        rows = rows.first(sum(demos.lengths[: config.demonstrations]))
         policy.fit_normalizers(rows.state, rows.action, rows.action_is_pad)
         policy.backbone.fit_features(rows.sample(FEATURE_SAMPLE))
         directory = metrics_path(config.out).parent
@@ -233,7 +238,7 @@ def _stored_config(config: TrainConfig, encoder: VideoEncoder | None, demos: Dem
         "backbone": asdict(config.backbone),
         config.policy: asdict(getattr(config, config.policy)),
         "encoder": described,
-        "demos": {"path": config.demos, "sha256": demos.sha256, "level": demos.level, "seeds": demos.seeds},
+        "demos": {"path": config.demos, "sha256": demos.sha256, "level": demos.level, "seeds": demos.seeds[: config.demonstrations]},
     }
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from pretrain.annotate.writers import WriterConfig
+from pretrain.launch import LAUNCHERS
 
 STAGES = ("depth", "detect", "track", "generate")
 # Back-ends of the four stages that go well together.
@@ -16,7 +17,6 @@ PRESETS: dict[str, dict[str, str]] = {
         "generate": "transformers",
     },
 }
-LAUNCHERS = ("local", "ray")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class AnnotateConfig:
     def __post_init__(self) -> None:
         for name, allowed in (
             ("backends", tuple(PRESETS)),
-            ("launcher", LAUNCHERS),
+            ("launcher", tuple(LAUNCHERS)),
             ("device", ("auto", "cpu", "cuda", "mps")),
         ):
             if getattr(self, name) not in allowed:

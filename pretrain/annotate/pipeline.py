@@ -12,12 +12,12 @@ from rich.table import Table
 from tqdm import tqdm
 
 from pretrain.annotate.config import PRESETS, STAGES, AnnotateConfig
-from pretrain.annotate.launch import Launcher, launcher
 from pretrain.annotate.stages import StageRunner, make_backend, with_stages
 from pretrain.clips.build import BuildResult, build_store
 from pretrain.clips.schema import Clip
 from pretrain.clips.shards import MANIFEST_NAME
 from pretrain.clips.store import ClipStore, open_store
+from pretrain.launch import Launcher, launcher
 
 __all__ = ["PRESETS", "AnnotateConfig", "run"]
 

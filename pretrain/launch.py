@@ -8,12 +8,28 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, TypeVar
 
-from pretrain.annotate.config import AnnotateConfig
 from pretrain.workers import start_worker
 
 _Result = TypeVar("_Result")
 # Work that waits in a queue beyond one unit a worker, so that none waits for the main process.
 _QUEUE_PER_WORKER = 2
+
+
+class LaunchConfig(Protocol):
+    """What the settings of a command with units of work hold.
+
+    Attributes:
+        launcher: a key of LAUNCHERS.
+        workers: processes; 0 = one a core (with Ray: one a core of the cluster); 1 = none but this one.
+        ray_address: of a running cluster; "" = start one on this machine.
+    """
+
+    @property
+    def launcher(self) -> str: ...
+    @property
+    def workers(self) -> int: ...
+    @property
+    def ray_address(self) -> str: ...
 
 
 class Launcher(Protocol):
@@ -27,7 +43,7 @@ class Launcher(Protocol):
     def __call__(self, work: Callable[[int], _Result], units: Sequence[int]) -> Iterator[tuple[int, _Result]]: ...
 
 
-def launcher(config: AnnotateConfig) -> AbstractContextManager[Launcher]:
+def launcher(config: LaunchConfig) -> AbstractContextManager[Launcher]:
     """Holds the workers that the settings ask for, from one stage to the next.
 
     Raises:
@@ -37,7 +53,7 @@ def launcher(config: AnnotateConfig) -> AbstractContextManager[Launcher]:
 
 
 @contextmanager
-def _local(config: AnnotateConfig) -> Iterator[Launcher]:
+def _local(config: LaunchConfig) -> Iterator[Launcher]:
     workers = config.workers or len(os.sched_getaffinity(0))
     if workers <= 1:
         yield _run_here
@@ -81,7 +97,7 @@ def _run_here(work: Callable[[int], _Result], units: Sequence[int]) -> Iterator[
 
 
 @contextmanager
-def _ray(config: AnnotateConfig) -> Iterator[Launcher]:
+def _ray(config: LaunchConfig) -> Iterator[Launcher]:
     try:
         import ray
     except ImportError:
@@ -129,4 +145,4 @@ def _call(work: Callable[[int], _Result], unit: int) -> _Result:
 
 
 # name -> holds the workers. The names are those of the setting launcher=.
-LAUNCHERS: dict[str, Callable[[AnnotateConfig], AbstractContextManager[Launcher]]] = {"local": _local, "ray": _ray}
+LAUNCHERS: dict[str, Callable[[LaunchConfig], AbstractContextManager[Launcher]]] = {"local": _local, "ray": _ray}
