@@ -12,6 +12,7 @@ each frame, or drawn into the scene after it (`envs.shifts_scenery`); meshes and
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -94,9 +95,9 @@ SHIFTS: dict[str, Shift] = {
     "colour-1": ColourShift(mix=0.3),
     "colour-2": ColourShift(mix=0.6),
     "colour-3": ColourShift(mix=1.0),
-    "texture-1": TextureShift(contrast=0.3),
-    "texture-2": TextureShift(contrast=0.55),
-    "texture-3": TextureShift(contrast=0.85),
+    "texture-1": TextureShift(contrast=0.25),
+    "texture-2": TextureShift(contrast=0.65),
+    "texture-3": TextureShift(contrast=0.95),
     "distractors-1": DistractorShift(count=2),
     "distractors-2": DistractorShift(count=5),
     "distractors-3": DistractorShift(count=10),
@@ -346,7 +347,11 @@ class Appearance:
         of_material = random.integers(len(PATTERNS), size=model.nmat)
         material = self._original["geom_matid"]
         pattern[material >= 0] = of_material[material[material >= 0]]
-        return Surfaces(pattern=pattern, contrast=shift.contrast, texture_colour=mean_texture_colours(model))
+        return Surfaces(pattern=pattern, contrast=shift.contrast, texture_colour=self._texture_colours)
+
+    @functools.cached_property
+    def _texture_colours(self) -> np.ndarray:
+        return mean_texture_colours(self._model)
 
 
 def _stream(shift: Shift, seed: int) -> np.random.Generator:
