@@ -345,6 +345,11 @@ class Renderer:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    def __del__(self) -> None:
+        # MuJoCo's own destructor would free these textures' numbers in whichever GL context is current: another renderer's, which then draws black.
+        if getattr(self, "_gl", None) is not None:
+            self.close()
+
 
 _open_renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -107,6 +108,16 @@ def test_one_renderer_draws_models_that_differ_in_appearance(scene, images):
         again = renderer.render(*scene, "down")["rgb"]
     assert blue[pixel_of(0, 1, 0.5)].argmax() == 2
     np.testing.assert_array_equal(again, images["rgb"])
+
+
+def test_a_renderer_dropped_unclosed_leaves_others_alone(scene, images):
+    dropped = Renderer(scene[0], height=96, width=96)
+    dropped.render(*scene, "down")
+    with Renderer(scene[0], height=96, width=96) as other:
+        other.render(*scene, "down")
+        del dropped
+        gc.collect()
+        np.testing.assert_array_equal(other.render(*scene, "down")["rgb"], images["rgb"])
 
 
 def test_mistakes_are_named(scene):
