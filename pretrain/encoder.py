@@ -264,6 +264,12 @@ def _build_pixels(seed: int) -> VideoEncoder:
     return PixelEncoder(side=16)
 
 
+def _build_conv_small(seed: int) -> VideoEncoder:
+    from pretrain.zoo.conv_small import random_encoder
+
+    return random_encoder(seed=seed)
+
+
 ENCODERS: dict[str, EncoderEntry] = {
     "egodtm-tiny": EncoderEntry(
         build=_build_egodtm("tiny"), about="EgoDTM's video tower, ViT-Tiny/16, 4 x 112 px, random", is_video=True
@@ -282,6 +288,9 @@ ENCODERS: dict[str, EncoderEntry] = {
     ),
     "timm/resnet18": EncoderEntry(
         build=_build_timm("resnet18"), about="timm ResNet-18 on one image, random", is_video=False
+    ),
+    "conv-small": EncoderEntry(
+        build=_build_conv_small, about="four convolutions on one 112 px image, to train end to end", is_video=False
     ),
     "pixels-16x16": EncoderEntry(build=_build_pixels, about="the image at 16x16 pixels, no weights", is_video=False),
 }
@@ -311,12 +320,19 @@ def _rebuild_pixels(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncode
     return PixelEncoder.from_config(config, spec)
 
 
+def _rebuild_conv_small(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncoder:
+    from pretrain.zoo.conv_small import ConvSmallEncoder
+
+    return ConvSmallEncoder.from_config(config, spec)
+
+
 # How an artifact's network is built again from its config and spec; its weights are loaded after.
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Any], EncoderSpec], VideoEncoder]] = {
     "egodtm": _rebuild_egodtm,
     "egom2p": _rebuild_egom2p,
     "timm": _rebuild_timm,
     "pixels": _rebuild_pixels,
+    "conv": _rebuild_conv_small,
 }
 
 

@@ -169,6 +169,15 @@ def test_a_trained_encoder_is_saved_whole_and_acts_without_peft(
         assert any("norm" in name for name in changed)
 
 
+def test_conv_small_trains_end_to_end(privileged_demos: Path, tmp_path: Path) -> None:
+    backbone = BackboneConfig(readout="grid", adaptation="full")
+    config = replace(CONFIG, demos=str(privileged_demos), out=str(tmp_path / "policy"), cache=str(tmp_path / "cache"))
+    path = run(replace(config, encoder="conv-small", backbone=backbone, steps=2, batch_size=4, ema_decay=0.0))
+    before, after = load_encoder("conv-small").state_dict(), load_policy(path)[0].backbone.encoder.state_dict()
+    assert before.keys() == after.keys()
+    assert not [name for name in before if torch.equal(before[name], after[name])], "every tensor is trained"
+
+
 def test_what_cannot_be_trained_is_refused(privileged_demos: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, demos=str(privileged_demos), out=str(tmp_path / "policy"), cache=str(tmp_path / "cache"))
     for adaptation in ("lora", "full"):
