@@ -20,7 +20,9 @@ from envs.tasks import find_level, find_task, make_env
 from envs.vector import VectorEnv
 from eval_robot.protocol import check_disjoint, protocol
 from eval_robot.records import FORMAT, EpisodeRecord, EvalReport, load_report
+from eval_robot.sequential import Decision, SequentialTest
 from eval_robot.stats import wilson_interval
+from eval_robot.stopping import RULES, Stopping, make_stopping, stopped_header
 from policies.chunking import ActionChunker
 from policies.policy import Policy, load_policy
 from pretrain.artifact import Artifact, atomic_write_text
@@ -46,13 +48,22 @@ class EvalConfig:
     envs: int
     workers: int
     threads: int
+    protocol: str = "egoarm-1"
+    stop: str = "fixed"
+    stop_against: float | str = 0.5
+    alpha: float = 0.05
 
     def __post_init__(self) -> None:
         if self.task is not None:
             find_task(self.task)
         if self.level is not None:
             find_level(self.level)
-        protocol(self.split).seeds(self.episodes)
+        protocol(self.split, self.protocol).seeds(self.episodes)
+        if self.stop not in RULES:
+            raise ValueError(f"stop={self.stop}: expected one of {', '.join(RULES)}")
+        if self.stop == "sequential":
+            threshold = self.stop_against if isinstance(self.stop_against, float) else 0.5
+            SequentialTest(threshold=threshold, alpha=self.alpha, episodes=self.episodes)
         if self.envs < 1 or self.videos < 0 or self.workers < 0 or self.threads < 0:
             raise ValueError(
                 f"envs={self.envs}, videos={self.videos}, workers={self.workers}, threads={self.threads}: expected envs >= 1, the others >= 0"
@@ -67,7 +78,11 @@ def run(config: EvalConfig) -> Path:
     header = make_header(config, policy, artifact)
     _check_env(policy, header, config.policy)
     out = Path(config.out) if config.out else default_out(header)
-    report = EvalReport(header=header, episodes=tuple(_episodes(config, policy, header, out)))
+    stopping = _stopping(config, header)
+    episodes, decision = _episodes(config, policy, header, out, stopping)
+    if decision is not None:
+        header = stopped_header(header, decision)
+    report = EvalReport(header=header, episodes=tuple(episodes))
     report.save(out)
     _partial(out).unlink(missing_ok=True)
     reruns = sum(episode.reruns for episode in report.episodes)
@@ -80,6 +95,8 @@ def run(config: EvalConfig) -> Path:
         f"eval: {header['label']} on {header['task']} at {header['level']}: {report.successes}/{len(report.episodes)} "
         f"({100 * report.successes / len(report.episodes):.0f} %, Wilson 95 % {100 * low:.0f} to {100 * high:.0f}) -> {out}"
     )
+    if stopping is not None and decision is not None:
+        print(f"eval: {stopping.sentence(decision)}")
     return out
 
 
@@ -94,18 +111,18 @@ def evaluated(config: EvalConfig) -> bool:
 
 def _stamp(header: Mapping[str, Any]) -> dict[str, Any]:
     """What an evaluation's outcome depends on, as JSON types."""
-    return json.loads(
-        json.dumps({key: value for key, value in header.items() if key not in ("policy_provenance", "policy_path")})
-    )
+    outcome = ("decision", "episodes") if "stop" in header else ()
+    left_out = ("policy_provenance", "policy_path", *outcome)
+    return json.loads(json.dumps({key: value for key, value in header.items() if key not in left_out}))
 
 
 def make_header(config: EvalConfig, policy: Policy, artifact: Artifact) -> dict[str, Any]:
     """The report's first line: everything that must agree before two reports may be compared, and the chain of hashes."""
-    rules = protocol(config.split)
+    rules = protocol(config.split, config.protocol)
     training = artifact.config
     seeds = rules.seeds(config.episodes)
     check_disjoint(training["demos"]["seeds"], seeds, training["demos"]["path"])
-    return {
+    header = {
         "kind": "egoarm-report",
         "format": FORMAT,
         "protocol": rules.id,
@@ -127,6 +144,20 @@ def make_header(config: EvalConfig, policy: Policy, artifact: Artifact) -> dict[
         "envs": config.envs,
         "versions": {name: metadata.version(name) for name in ("torch", "mujoco", "numpy", "egoarm")},
     }
+    stopping = _stopping(config, header)
+    if stopping is None:
+        return header
+    rules = protocol(config.split, config.protocol, stopping.text)
+    return header | {"protocol": rules.id, "stop": stopping.header()}
+
+
+def _stopping(config: EvalConfig, header: Mapping[str, Any]) -> Stopping | None:
+    """The sequential test of `config`, or None where as many episodes are run as were asked for."""
+    if config.stop == "fixed":
+        return None
+    rules = protocol(config.split, config.protocol)
+    fixed = {**header, "protocol": rules.id}
+    return make_stopping(config.stop_against, config.alpha, rules.seeds(config.episodes), fixed)
 
 
 def default_out(header: Mapping[str, Any]) -> Path:
@@ -151,9 +182,11 @@ def _partial(out: Path) -> Path:
     return out.with_name(out.name + ".partial")
 
 
-def _episodes(config: EvalConfig, policy: Policy, header: Mapping[str, Any], out: Path) -> list[EpisodeRecord]:
-    """All episodes in the order of their seeds; finished ones are kept in the partial file as they come."""
-    seeds = protocol(config.split).seeds(config.episodes)
+def _episodes(
+    config: EvalConfig, policy: Policy, header: Mapping[str, Any], out: Path, stopping: Stopping | None
+) -> tuple[list[EpisodeRecord], Decision | None]:
+    """The episodes in the order of their seeds, all or up to the decision; finished ones are kept in the partial file as they come."""
+    seeds = protocol(config.split, config.protocol).seeds(config.episodes)
     stamp = _stamp(header)
     records = {record.seed: record for record in _resume(_partial(out), stamp)}
     missing = [seed for seed in seeds if seed not in records]
@@ -176,7 +209,10 @@ def _episodes(config: EvalConfig, policy: Policy, header: Mapping[str, Any], out
             save()
             saved_s = time.monotonic()
 
-    if missing:
+    def decision() -> Decision | None:
+        return None if stopping is None else stopping.decide(records)
+
+    if missing and decision() is None:
         n_envs = min(config.envs, len(missing))
         # A policy without eyes needs no renderer, but for the episodes that are kept as videos.
         blind = {} if policy.spec.cameras or set(filmed) & set(missing) else {"cameras": ()}
@@ -185,11 +221,13 @@ def _episodes(config: EvalConfig, policy: Policy, header: Mapping[str, Any], out
                 header["task"], n_envs=n_envs, n_workers=min(config.workers or os.cpu_count() or 1, n_envs),
                 level=header["level"], **(policy.spec.env_options | blind),
             ) as env:  # fmt: skip
-                rollout(policy, env, missing, filmed=filmed, finished=keep)
+                rollout(policy, env, missing, filmed=filmed, finished=keep, enough=lambda: decision() is not None)
         finally:
             save()
     progress.close()
-    return [records[seed] for seed in seeds]
+    decided = decision()
+    # Episodes that ended beside the deciding one are no part of the evidence: the report is the same however many ran at a time.
+    return [records[seed] for seed in seeds[: decided.episodes if decided else None]], decided
 
 
 def _resume(partial: Path, stamp: Mapping[str, Any]) -> list[EpisodeRecord]:
@@ -223,6 +261,7 @@ def rollout(
     *,
     filmed: Sequence[int] = (),
     finished: Callable[[EpisodeRecord, np.ndarray | None], None] | None = None,
+    enough: Callable[[], bool] | None = None,
 ) -> list[EpisodeRecord]:
     """One episode a seed, `env.n_envs` at a time, one policy call a step for all of them.
 
@@ -232,9 +271,10 @@ def rollout(
     Args:
         filmed: seeds whose images are kept.
         finished: is given each record as its episode ends and, for a filmed seed, its film: uint8[frames, H, W, 3] at VIDEO_FPS.
+        enough: asked whenever episodes have ended; True leaves those that run and those that wait.
 
     Returns:
-        Records in the order of `seeds`.
+        Records of the episodes that ended, in the order of `seeds`.
     """
     chunker = ActionChunker(policy, env.n_envs, block_rows=BLOCK_ROWS)
     every = max(1, round(env.env_spec.control_hz / VIDEO_FPS))
@@ -286,7 +326,9 @@ def rollout(
             del running[index]
             if finished is not None:
                 finished(record, np.stack(episode.film) if episode.film else None)
-    return [records[seed] for seed in seeds]
+        if enough is not None and (terminated | truncated).any() and enough():
+            break
+    return [records[seed] for seed in seeds if seed in records]
 
 
 def _put(
