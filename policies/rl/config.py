@@ -17,7 +17,7 @@ SELECTION_SEEDS = range(100_000, 200_000)
 
 @dataclass(frozen=True, kw_only=True)
 class SACConfig:
-    """SAC's settings; `updates_per_step` gradient steps an environment step, `shift_pixels` of random shift of images under trained eyes."""
+    """SAC's settings; `updates_per_step` gradient steps a step, `shift_pixels` of random shift of images under trained eyes."""
 
     steps: int = 12_000
     n_envs: int = 8
@@ -98,6 +98,7 @@ class RLConfig:
     image_size: int
     frames: int
     stride_steps: int
+    action_repeat: int
     out: str
     label: str | None
     network: NetworkConfig
@@ -129,6 +130,7 @@ class RLConfig:
             "image_size",
             "frames",
             "stride_steps",
+            "action_repeat",
             "eval_every",
             "eval_episodes",
             "checkpoint_every",
@@ -136,6 +138,11 @@ class RLConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least 1")
+        if self.frames > 1 and self.stride_steps % self.action_repeat:
+            raise ValueError(
+                f"stride_steps={self.stride_steps} with action_repeat={self.action_repeat}: images are drawn where an action is chosen; "
+                "expected a multiple of action_repeat, or frames=1"
+            )
         if self.workers < 0 or self.threads < 0 or self.seed < 0:
             raise ValueError(
                 f"workers={self.workers}, threads={self.threads}, seed={self.seed}: expected at least 0 each"

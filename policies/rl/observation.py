@@ -36,11 +36,14 @@ def observation_space(spec: PolicySpec) -> gymnasium.spaces.Dict:
 
 
 class FrameHistory:
-    """The last To images of each of `n_envs` environments, `stride_steps` apart, the oldest repeated at an episode's start."""
+    """The last To images of each of `n_envs` environments, `stride_steps` apart, the oldest repeated at an episode's start.
+
+    It sees what the policy is asked at: every `execute_steps`-th control step.
+    """
 
     def __init__(self, spec: PolicySpec, n_envs: int) -> None:
         self.spec = spec
-        offsets = history_offsets(spec.frames, spec.stride_steps)
+        offsets = history_offsets(spec.frames, spec.stride_steps // spec.execute_steps if spec.frames > 1 else 1)
         self._length = int(offsets[0]) + 1
         self._picked = self._length - 1 - offsets
         fields = spec.env_spec.observation
@@ -70,10 +73,11 @@ class FrameHistory:
 
 
 class PolicyObservation(gymnasium.Wrapper):
-    """A single environment as its policy sees it, for any library that takes Gymnasium environments."""
+    """A single environment as its policy sees it, for any library that takes Gymnasium environments; a step is the policy's, `execute_steps` long."""
 
     def __init__(self, env: ManipulationEnv, spec: PolicySpec) -> None:
         super().__init__(env)
+        self._repeat = spec.execute_steps
         self._history = FrameHistory(spec, 1)
         self.observation_space = observation_space(spec)
 
@@ -85,7 +89,11 @@ class PolicyObservation(gymnasium.Wrapper):
 
     def step(self, action: np.ndarray) -> tuple[dict[str, np.ndarray], float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._see(observation, first=False), float(reward), terminated, truncated, info
+        total, held = float(reward), 1
+        while held < self._repeat and not (terminated or truncated):
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            total, held = total + float(reward), held + 1
+        return self._see(observation, first=False), total, terminated, truncated, info
 
     def _see(self, observation: Mapping[str, np.ndarray], *, first: bool) -> dict[str, np.ndarray]:
         seen = self._history.see({key: value[None] for key, value in observation.items()}, [0], first=first)

@@ -65,14 +65,14 @@ class RLPolicy(Policy):
         """Mean squared distance of the deterministic action to given ones; the algorithms' own losses need a critic and live in stable-baselines3.
 
         Args:
-            batch: an observation as `predict_chunk` takes it, and "action" float32 [B, 1, A].
+            batch: an observation as `predict_chunk` takes it, and "action" float32 [B, Ta, A].
         """
         loss = (self._actions(batch) - batch["action"]).square().mean()
         return loss, {"loss": loss.detach()}
 
     @torch.no_grad()
-    def predict_chunk(self, observation: Observation, generator: Randomness = None) -> Float[Tensor, "B 1 A"]:
-        return self._actions(observation)
+    def predict_chunk(self, observation: Observation, generator: Randomness = None) -> Float[Tensor, "B Ta A"]:
+        return self._actions(observation).repeat(1, self.spec.chunk_steps, 1)
 
     def _actions(self, observation: Observation) -> Float[Tensor, "B 1 A"]:
         images = {key: values for key, values in observation.items() if key.startswith("images/")}

@@ -79,7 +79,8 @@ def _make_spec(config: RLConfig) -> PolicySpec:
         state_keys=tuple(key for key in env_spec.observation if key.startswith("state/")),
         frames=config.frames if config.sees_images else 1,
         stride_steps=config.stride_steps if config.sees_images else 1,
-        chunk_steps=1,
+        chunk_steps=config.action_repeat,
+        execute_steps=config.action_repeat,
     )
 
 

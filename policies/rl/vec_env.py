@@ -23,13 +23,15 @@ FEATURES = "features"
 class ManipulationVecEnv(VecEnv):
     """`VectorEnv` as stable-baselines3 expects it.
 
+    - A step is the policy's: its action is done `execute_steps` times, or to the episode's end, and the rewards are added up. Images are drawn where
+      an action is chosen and at the horizon; an episode that succeeds in between ends with a black one, from which nothing is bootstrapped.
     - An environment whose episode ends is reset at once: the observation returned is the next episode's first one, and the ended episode's last
       one is `info["terminal_observation"]`.
     - `info["TimeLimit.truncated"]` is true where the episode ended by its horizon, so that a learner bootstraps there.
     - `info["is_success"]` and `info["episode"]` (return "r" in the environment's own reward, length "l") come with an episode's last step.
     - Episodes take their seeds in order from the range that demonstrations use, which no evaluation touches.
     - Episodes end at the first success, as the environment's do. With `absorbing_discount`, success goes on paying a positive reward of its first
-      step for ever: the last reward r becomes r / (1 - discount) where r > 0. Without that, a positive reward a step pays for hovering just short
+      step for ever: the last reward r becomes r / (1 - discount) where r > 0 (and what else of the step is left pays r too). Without that, a positive reward a step pays for hovering just short
       of success; a negative one makes haste by itself.
 
     Args:
@@ -81,9 +83,7 @@ class ManipulationVecEnv(VecEnv):
 
     def step_wait(self) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, list[dict[str, Any]]]:
         """Observations [n_envs, ...], rewards float32 [n_envs], dones bool [n_envs], infos."""
-        raw, rewards, terminated, truncated, infos = self.env.step(self._actions)
-        self._returns += rewards
-        self._lengths += 1
+        raw, rewards, terminated, truncated, infos = self._repeated()
         seen = self._history.see(raw, range(self.num_envs), first=False)
         done = terminated | truncated
         ended = np.flatnonzero(done).tolist()
@@ -106,9 +106,35 @@ class ManipulationVecEnv(VecEnv):
             for key, values in observation.items():
                 values[index] = both[key][self.num_envs + row]
         self._returns[ended], self._lengths[ended] = 0.0, 0
-        if self._absorbing_discount is not None:
-            rewards = np.where(terminated & (rewards > 0), rewards / (1.0 - self._absorbing_discount), rewards)
         return observation, rewards.astype(np.float32), done, infos
+
+    def _repeated(
+        self,
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Do each environment's action as often as a step has it: `VectorEnv.step`'s answers, with the rewards as the learner gets them."""
+        n, repeat = self.num_envs, self.spec.execute_steps
+        raw: dict[str, np.ndarray] = {}
+        rewards, terminated, truncated = np.zeros(n), np.zeros(n, bool), np.zeros(n, bool)
+        infos: list[dict[str, Any]] = [{} for _ in range(n)]
+        active = np.arange(n)
+        for left in reversed(range(repeat)):
+            drawn = (left == 0) | (self._lengths[active] + 1 == self.spec.env_spec.horizon_steps)
+            seen, reward, success, cut, new_infos = self.env.step(self._actions[active], active.tolist(), images=drawn)
+            for key, values in seen.items():
+                raw.setdefault(key, np.zeros((n, *values.shape[1:]), values.dtype))[active] = values
+            for row, index in enumerate(active):
+                infos[index] = new_infos[row]
+            self._returns[active] += reward
+            self._lengths[active] += 1
+            terminated[active], truncated[active] = success, cut
+            if self._absorbing_discount is not None:
+                worth = 1 + left + repeat * self._absorbing_discount / (1.0 - self._absorbing_discount)
+                reward = np.where(success & (reward > 0), worth * reward, reward)
+            rewards[active] += reward
+            active = active[~(success | cut)]
+            if not len(active):
+                break
+        return raw, rewards, terminated, truncated, infos
 
     def close(self) -> None:
         """End the workers."""

@@ -161,7 +161,8 @@ def success_rate(policy: Policy, env: VectorEnv, seeds: Sequence[int]) -> float:
         fresh = np.ones(len(wave), bool)
         while len(active):
             actions = chunker.act(observation, fresh, active)
-            observation, _, terminated, truncated, infos = env.step(actions, indices=active.tolist())
+            drawn = chunker.needs_images(active)
+            observation, _, terminated, truncated, infos = env.step(actions, indices=active.tolist(), images=drawn)
             successes += sum(info["success"] for info in infos)
             running = ~(terminated | truncated)
             observation = {key: values[running] for key, values in observation.items()}

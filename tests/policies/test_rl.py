@@ -125,8 +125,8 @@ def test_a_positive_reward_of_success_counts_for_ever(offset: float) -> None:
         bare = inner.step
         last: dict[str, np.ndarray] = {}
 
-        def step(actions: np.ndarray) -> tuple[Any, ...]:
-            observation, rewards, *rest = bare(actions)
+        def step(*args: Any, **options: Any) -> tuple[Any, ...]:
+            observation, rewards, *rest = bare(*args, **options)
             last["rewards"] = rewards + offset
             return observation, last["rewards"].copy(), *rest
 
