@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 
-from pretrain.egodtm.encoder import EgoDTMEncoder
-from pretrain.egodtm.video_vit import VideoViTConfig
 from pretrain.egom2p.encoder import random_encoder
 from pretrain.encoder import VideoEncoder, load_encoder
 
@@ -50,10 +48,8 @@ def main() -> int:
 
 
 def default_encoders() -> dict[str, VideoEncoder]:
-    torch.manual_seed(0)
-    egodtm = EgoDTMEncoder(VideoViTConfig.of_size("tiny", frames=2, stem="conv"), name="egodtm-tiny").eval()
     return {
-        "EgoDTM-Tiny": egodtm,
+        "EgoDTM-Tiny": load_encoder("egodtm-tiny"),
         **{f"EgoM2P-Tiny, T = {frames}": random_encoder("tiny", seed=0, frames=frames) for frames in (1, 5, 9)},
         "timm ViT-Tiny": load_encoder("timm/vit_tiny_patch16_224"),
         "16 x 16 pixels": load_encoder("pixels-16x16"),

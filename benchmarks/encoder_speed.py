@@ -4,7 +4,7 @@
     python benchmarks/encoder_speed.py --threads 1 --batch 16 --out speed.json
 
 One JSON object a row goes to standard output (and the list of them to --out); the last line is the figure that counts:
-clips a second trained of egodtm-tiny at 4 x 112 px with as many threads as were asked for.
+clips a second trained of EgoDTM-Tiny at 4 x 112 px with as many threads as were asked for.
 """
 
 import argparse

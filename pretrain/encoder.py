@@ -1,4 +1,4 @@
-"""The encoder contract: what turns a short RGB clip into features, and the table of the encoders there are.
+"""The encoder contract: what turns a short RGB clip into features, loaded by name or from an artifact.
 
 Axes:  B batch, T frames, H W pixels, N tokens, D feature width, (t, h, w) token grid with N = t * h * w.
 
@@ -27,11 +27,10 @@ from pretrain.artifact import (
     save_artifact,
     tensors_sha256,
 )
+from pretrain.encoder_table import ARCHITECTURES, ENCODERS, FAMILIES, RANDOM_PREFIX
 from pretrain.provenance import make_provenance
 
 ENCODER_KIND = "encoder"
-RANDOM_PREFIX = "random:"
-TIMM_PREFIX = "timm/"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,164 +211,50 @@ class VideoEncoder(nn.Module, ABC):
         return self
 
 
-# ----------------------------------------------------------------------------------------------- tables of what there is
-
-
-@dataclass(frozen=True, kw_only=True)
-class EncoderEntry:
-    """A row of ENCODERS.
-
-    Attributes:
-        build: seed -> encoder with weights drawn from that seed (the same seed gives the same weights).
-        about: one line for lists.
-        is_video: whether the order of frames reaches the features.
-    """
-
-    build: Callable[[int], VideoEncoder]
-    about: str
-    is_video: bool
-
-
-def _build_egodtm(size: str) -> Callable[[int], VideoEncoder]:
-    def build(seed: int) -> VideoEncoder:
-        from pretrain.egodtm.encoder import random_encoder
-
-        return random_encoder(size, seed=seed)
-
-    return build
-
-
-def _build_egom2p(size: str) -> Callable[[int], VideoEncoder]:
-    def build(seed: int) -> VideoEncoder:
-        from pretrain.egom2p.encoder import random_encoder
-
-        return random_encoder(size, seed=seed)
-
-    return build
-
-
-def _build_timm(name: str) -> Callable[[int], VideoEncoder]:
-    def build(seed: int) -> VideoEncoder:
-        from pretrain.zoo.timm_image import build_timm_encoder
-
-        return build_timm_encoder(name, seed=seed)
-
-    return build
-
-
-def _build_pixels(seed: int) -> VideoEncoder:
-    from pretrain.zoo.pixels import PixelEncoder
-
-    del seed  # there are no weights to draw
-    return PixelEncoder(side=16)
-
-
-def _build_conv_small(seed: int) -> VideoEncoder:
-    from pretrain.zoo.conv_small import random_encoder
-
-    return random_encoder(seed=seed)
-
-
-ENCODERS: dict[str, EncoderEntry] = {
-    "egodtm-tiny": EncoderEntry(
-        build=_build_egodtm("tiny"), about="EgoDTM's video tower, ViT-Tiny/16, 4 x 112 px, random", is_video=True
-    ),
-    "egodtm-small": EncoderEntry(
-        build=_build_egodtm("small"), about="EgoDTM's video tower, ViT-Small/16, 4 x 224 px, random", is_video=True
-    ),
-    "egodtm-base": EncoderEntry(
-        build=_build_egodtm("base"), about="EgoDTM's video tower, ViT-Base/16, 4 x 224 px, random", is_video=True
-    ),
-    "egom2p-tiny": EncoderEntry(
-        build=_build_egom2p("tiny"), about="EgoM2P's encoder on the tokens of 5 x 64 px, random", is_video=True
-    ),
-    "timm/vit_tiny_patch16_224": EncoderEntry(
-        build=_build_timm("vit_tiny_patch16_224"), about="timm ViT-Tiny/16 on one image, random", is_video=False
-    ),
-    "timm/resnet18": EncoderEntry(
-        build=_build_timm("resnet18"), about="timm ResNet-18 on one image, random", is_video=False
-    ),
-    "conv-small": EncoderEntry(
-        build=_build_conv_small, about="four convolutions on one 112 px image, to train end to end", is_video=False
-    ),
-    "pixels-16x16": EncoderEntry(build=_build_pixels, about="the image at 16x16 pixels, no weights", is_video=False),
-}
-
-
-def _rebuild_egodtm(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncoder:
-    from pretrain.egodtm.encoder import EgoDTMEncoder
-
-    return EgoDTMEncoder.from_config(config, spec)
-
-
-def _rebuild_egom2p(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncoder:
-    from pretrain.egom2p.encoder import EgoM2PEncoder
-
-    return EgoM2PEncoder.from_config(config, spec)
-
-
-def _rebuild_timm(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncoder:
-    from pretrain.zoo.timm_image import TimmEncoder
-
-    return TimmEncoder.from_config(config, spec)
-
-
-def _rebuild_pixels(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncoder:
-    from pretrain.zoo.pixels import PixelEncoder
-
-    return PixelEncoder.from_config(config, spec)
-
-
-def _rebuild_conv_small(config: Mapping[str, Any], spec: EncoderSpec) -> VideoEncoder:
-    from pretrain.zoo.conv_small import ConvSmallEncoder
-
-    return ConvSmallEncoder.from_config(config, spec)
-
-
-# How an artifact's network is built again from its config and spec; its weights are loaded after.
-ARCHITECTURES: dict[str, Callable[[Mapping[str, Any], EncoderSpec], VideoEncoder]] = {
-    "egodtm": _rebuild_egodtm,
-    "egom2p": _rebuild_egom2p,
-    "timm": _rebuild_timm,
-    "pixels": _rebuild_pixels,
-    "conv": _rebuild_conv_small,
-}
+# ------------------------------------------------------------------------------------------------------ load and save
 
 
 def load_encoder(name_or_path: str | Path, *, seed: int = 0) -> VideoEncoder:
     """An encoder by name or from an artifact.
 
     Args:
-        name_or_path: a key of ENCODERS (random weights drawn from `seed`); "timm/<model>" for any image model of timm,
-            "timm/<model>@<weights.safetensors>" with weights; the directory of an encoder artifact; or
-            "random:<any of those>", the same network with fresh random weights: the fair control of a trained encoder.
+        name_or_path: a key of ENCODERS (where its weights are random, they are drawn from `seed`); "timm/<model>" for any
+            image model of timm with random weights, "timm/<model>@<weights.safetensors>" with those of a file; the directory
+            of an encoder artifact; or "random:<any of those>", the same network with fresh random weights: the fair control
+            of a trained encoder.
 
     Raises:
         ValueError: unknown name (with the nearest known ones), or a directory that is not a whole encoder artifact.
         FileNotFoundError: a path that does not exist, or a weights file that is not there.
     """
     name = str(name_or_path)
-    if name.startswith(RANDOM_PREFIX):
-        return _random_twin(name, seed)
     if name in ENCODERS:
         return ENCODERS[name].build(seed)
-    if name.startswith(TIMM_PREFIX):
-        from pretrain.zoo.timm_image import build_timm_encoder
-
-        return build_timm_encoder(name.removeprefix(TIMM_PREFIX), seed=seed)
+    if name.startswith(RANDOM_PREFIX):
+        return _random_twin(name, seed)
+    family, slash, rest = name.partition("/")
+    if slash and family in FAMILIES:
+        return FAMILIES[family](rest, seed)
     path = Path(name)
     if path.exists():
         return load_encoder_artifact(path)
     if len(path.parts) > 1 or path.is_absolute():
         raise FileNotFoundError(
             f"no encoder at {name}: no such directory. Give the directory of an encoder artifact "
-            f"(such as <out>/encoder of `egoarm pretrain`) or a name: {', '.join(ENCODERS)}, timm/<model>"
+            f"(such as <out>/encoder of `egoarm pretrain`) or a name: {_known()}"
+        )
+    if RANDOM_PREFIX + name in ENCODERS:
+        raise ValueError(
+            f"encoder {name!r}: no trained weights of it are shipped. {RANDOM_PREFIX}{name} is the network with random "
+            "weights; `egoarm pretrain` trains it, and the directory of what it trained is an encoder too"
         )
     close = difflib.get_close_matches(name, ENCODERS, n=3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise ValueError(
-        f"unknown encoder {name!r}: {hint}Known: {', '.join(ENCODERS)}, timm/<model>, or the directory of an artifact"
-    )
+    raise ValueError(f"unknown encoder {name!r}: {hint}Known: {_known()}, or the directory of an artifact")
+
+
+def _known() -> str:
+    return ", ".join(ENCODERS) + ", " + ", ".join(f"{family}/<model>" for family in FAMILIES)
 
 
 def load_encoder_artifact(path: str | Path) -> VideoEncoder:

@@ -8,6 +8,7 @@ on held-out clips and writes curves, tables and provenance. It can be started tw
 import dataclasses
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,11 @@ PIXELS = "pixels-16x16"
 SPATIAL = "spatial"
 # What an arm may say beside the settings of a run: the clips it sees, in multiples of config.samples.
 TIMES = "times"
+# Of the headline figures, those on a shipped encoder's card.
+CARD_ROWS = tuple(
+    re.compile(pattern)
+    for pattern in ("^egomcq", "mAP average", "linear verb top-1", "^depth linear .*AbsRel", r"^spatial .*\(grid\)")
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +56,7 @@ class ArmsConfig:
         pretrain: the settings all arms share; `out`, `data`, snapshots and trainer.steps are set here.
         measure: false only trains.
         ship: an arm whose encoder is published too, in half precision, with a card; null = none.
+        ship_to: the directory that gets it.
     """
 
     out: str
@@ -66,6 +73,7 @@ class ArmsConfig:
     pretrain: PretrainConfig
     measure: bool = True
     ship: str | None = None
+    ship_to: str | None = None
 
     def __post_init__(self) -> None:
         if not self.arms or {RANDOM, PIXELS} & self.arms.keys():
@@ -74,6 +82,8 @@ class ArmsConfig:
             raise ValueError(f"only: unknown {unknown[0]!r}; expected some of {', '.join(self.arms)}")
         if self.ship is not None and self.ship not in self.arms:
             raise ValueError(f"ship: unknown arm {self.ship!r}; expected one of {', '.join(self.arms)}")
+        if (self.ship is None) != (self.ship_to is None):
+            raise ValueError(f"ship={self.ship}, ship_to={self.ship_to}: give the arm and the directory, or neither")
         if self.samples < self.pretrain.trainer.batch_size:
             raise ValueError(f"samples={self.samples}: less than one batch of {self.pretrain.trainer.batch_size}")
         if self.clips.seed == self.heldout.seed:
@@ -126,7 +136,7 @@ def run(config: ArmsConfig) -> None:
     atomic_write_bytes(out / "curves.png", _plot(curves))
     atomic_write_text(out / "README.md", _page(config, trained, ends, curves))
     if config.ship in trained:
-        _ship(config, config.ship)
+        ship(config, config.ship, ends)
     print(f"arms {', '.join(trained)}: {out / 'README.md'}")
 
 
@@ -195,10 +205,15 @@ def _measure_curves(config: ArmsConfig, trained: Sequence[str], ends: Path) -> l
 # ---------------------------------------------------------------------------------------------------------- publication
 
 
-def _ship(config: ArmsConfig, arm: str) -> None:
-    """The arm's encoder under <results>/encoder: fp16, which halves the file and changes features by about 1e-3 of their size."""
+def ship(config: ArmsConfig, arm: str, ends: Path) -> None:
+    """The arm's encoder as config.ship_to: fp16, which halves the file and changes features by about 1e-3 of their size.
+
+    Args:
+        ends: the file of results that the card's table is made from.
+    """
+    assert config.ship_to is not None
     whole = load_artifact(config.run_of(arm) / ENCODER_DIRECTORY)
-    place = Path(config.results) / ENCODER_DIRECTORY
+    place = Path(config.ship_to)
     tensors = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in whole.tensors.items()}
     provenance = {name: value for name, value in whole.provenance.items() if name != "model_sha256"}
     provenance["parents"] = {**whole.provenance["parents"], "fp32": whole.sha256}
@@ -211,12 +226,13 @@ def _ship(config: ArmsConfig, arm: str) -> None:
         spec=whole.spec,
         provenance=provenance,
     )
-    atomic_write_text(place / "MODEL_CARD.md", _card(config, arm, whole))
+    atomic_write_text(place / "MODEL_CARD.md", _card(config, arm, whole, ends))
 
 
-def _card(config: ArmsConfig, arm: str, whole: Artifact) -> str:
+def _card(config: ArmsConfig, arm: str, whole: Artifact, ends: Path) -> str:
     """What a user has to know before using it."""
     setting, spec = config.pretrain_of(arm), whole.spec
+    columns, rows = compare(load_results(ends), arm)
     report = json.loads((config.run_of(arm) / VALIDATION_FILE).read_text())
     depth = "" if report["depth_mse"] is None else (
         f" Squared error of inverse depth {report['depth_mse']:.4f}, of the per-pixel mean {report['depth_mse_mean']:.4f}."
@@ -227,15 +243,24 @@ def _card(config: ArmsConfig, arm: str, whole: Artifact) -> str:
             f"# {whole.name} ({arm})",
             "",
             f"- **What**: EgoDTM's video tower, {parameters / 1e6:.1f} M parameters in fp16; {spec['frames']} frames of {spec['image_size']} px at {spec['fps']:g} "
-            f"frames a second; tokens {tuple(spec['grid'])} of width {spec['embed_dim']}, and a pooled feature.",
-            "- **Use**: `egoarm train encoder=results/egodtm/encoder ...`; `random:results/egodtm/encoder` is the fair control.",
+            f"Hz; tokens {tuple(spec['grid'])} of width {spec['embed_dim']}, and a pooled feature.",
+            f"- **Use**: `egoarm train encoder={whole.name} ...`; `encoder=random:{whole.name}` is the same network with fresh weights, the fair control.",
             f"- **Data**: {config.clips.n:,} synthetic egocentric clips (seed {config.clips.seed}), made by EgoArm itself; no real video, no weights of others.",
             f"- **Training**: {config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of one CPU core, commit {whole.provenance['git_sha'][:12]}, seed {setting.seed}.",
             f"- **On held-out clips of that store**: retrieval {report['retrieval_video_to_text']:.1%} and {report['retrieval_text_to_video']:.1%} "
             f"(chance {report['retrieval_chance']:.1%}).{depth}",
-            "- **Measured** beside its twins and untrained weights on other scenes and on robot frames: see the page above this directory.",
-            "- **Limits**: rendered hands, tables and a few dozen kinds of objects; no robot arm in its training; small images. What it is worth in success rate has not "
-            "been measured.",
+            "- **Limits**: rendered hands, tables and a few dozen kinds of objects; no robot arm in its training (`spatial` below says how it reads robot "
+            "frames beside random weights); small images. What it is worth in success rate has not been measured.",
+            "",
+            f"## Measured ({config.results})",
+            "",
+            "On clips of other scenes, and on frames of robot tasks (spatial).",
+            "",
+            *_table(
+                columns,
+                [row for row in rows if any(found.search(f"{row.benchmark} {row.metric}") for found in CARD_ROWS)],
+                arm,
+            ),
             "",
         ]
     )

@@ -39,7 +39,8 @@ from pretrain.downstream.spatial_scores import (
     varying_targets,
 )
 from pretrain.downstream.spatial_targets import POSITION, SpatialSource, clip_source
-from pretrain.encoder import RANDOM_PREFIX, VideoEncoder, load_encoder
+from pretrain.encoder import VideoEncoder, load_encoder
+from pretrain.encoder_table import RANDOM_PREFIX, shipped_directory
 
 BENCHMARK = "spatial"
 PROTOCOL_VERSION = 1
@@ -253,9 +254,10 @@ def find_encoder(name: str) -> str:
 
 def training_note(name: str, data: SpatialData) -> str:
     """A warning where an encoder's artifact says that it was trained on the store it is probed on; else empty."""
-    if name.startswith(RANDOM_PREFIX) or not (Path(name) / SPEC_FILE).is_file():
+    path = shipped_directory(name) or Path(name)
+    if name.startswith(RANDOM_PREFIX) or not (path / SPEC_FILE).is_file():
         return ""
-    trained_on = (load_artifact(name).provenance.get("data") or {}).get("clips")
+    trained_on = (load_artifact(path).provenance.get("data") or {}).get("clips")
     if trained_on not in [source.identity.get("manifest_sha256") for source in data.sources] or trained_on is None:
         return ""
     return f"{name} was pretrained on these clips: its figures on them are not of held-out scenes"

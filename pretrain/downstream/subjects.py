@@ -20,7 +20,8 @@ from pretrain.egom2p.bundle import MODEL_KIND as EGOM2P_KIND
 from pretrain.egom2p.bundle import load_egom2p
 from pretrain.egom2p.encoder import EgoM2PEncoder
 from pretrain.egom2p.predict import Predictor
-from pretrain.encoder import ENCODER_KIND, RANDOM_PREFIX, TIMM_PREFIX, VideoEncoder, load_encoder
+from pretrain.encoder import ENCODER_KIND, VideoEncoder, load_encoder
+from pretrain.encoder_table import FAMILIES, RANDOM_PREFIX, shipped_directory
 
 NEEDS_TEXT = "needs a text tower"
 NEEDS_DECODER = "needs a depth decoder"
@@ -153,8 +154,8 @@ def load_subject(given: str, *, name: str | None = None) -> Subject:
     untrained = given.startswith(RANDOM_PREFIX)
     bare = given.removeprefix(RANDOM_PREFIX)
     name = given if name is None else name
-    path = Path(bare)
-    if path.is_dir() and not bare.startswith(TIMM_PREFIX):
+    path = shipped_directory(bare) or Path(bare)
+    if path.is_dir() and not _of_a_family(bare):
         if not (path / "spec.json").is_file():
             path = _artifact_in(path)
         artifact = load_artifact(path)
@@ -182,6 +183,12 @@ def _egom2p_subject(name: str, run: Path, artifact: Artifact, untrained: bool) -
     training = None if clips is None else Training(clips_sha256=str(clips), val_fraction=0.0, data="")
     plain = _subject(name, encoder.renamed(artifact.name), None, training)
     return dataclasses.replace(plain, predictor=Predictor(bundle), sha256=tensors_sha256(bundle.model.state_dict()))
+
+
+def _of_a_family(name: str) -> bool:
+    """Whether it names weights of others, as "timm/resnet18" does, rather than a path."""
+    family, slash, _ = name.partition("/")
+    return bool(slash) and family in FAMILIES
 
 
 def _artifact_in(run: Path) -> Path:
@@ -234,7 +241,7 @@ def unique_names(given: Sequence[str]) -> list[str]:
             prefix = RANDOM_PREFIX if word.startswith(RANDOM_PREFIX) else ""
             bare = word.removeprefix(RANDOM_PREFIX)
             parts = Path(bare).parts
-            names.append(bare if bare.startswith(TIMM_PREFIX) else "/".join(parts[-depth:]))
+            names.append(bare if _of_a_family(bare) else "/".join(parts[-depth:]))
             names[-1] = prefix + names[-1]
         if len(set(names)) == len(names):
             return names

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pretrain.egodtm.video_vit import VideoViT, VideoViTConfig
 from pretrain.encoder import EncoderOutput, EncoderSpec, VideoEncoder
+from pretrain.encoder_table import RANDOM_PREFIX
 
 # CLIP's statistics, so that CLIP weights can be put in later. The release this follows (AVION) has two channels' means
 # permuted; with weights trained from scratch nothing speaks for repeating that.
@@ -61,4 +62,4 @@ def random_encoder(size: str, *, seed: int, frames: int = 4, image_size: int | N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         encoder = EgoDTMEncoder(VideoViTConfig.of_size(size, **overrides), name=f"egodtm-{size}")
-    return encoder.renamed(f"egodtm-{size}").eval()
+    return encoder.renamed(f"{RANDOM_PREFIX}egodtm-{size}").eval()

@@ -22,6 +22,7 @@ from pretrain.egom2p.model import EMBEDDING_STD, EgoM2P, EgoM2PConfig, EncoderBl
 from pretrain.egom2p.tokenizers.fsq_video import FsqVideoConfig, FsqVideoTokenizer
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer
 from pretrain.encoder import EncoderOutput, EncoderSpec, VideoEncoder
+from pretrain.encoder_table import RANDOM_PREFIX
 
 RGB = "rgb"
 # Half a second before now, in two steps of tokens.
@@ -126,4 +127,4 @@ def random_encoder(size: str, *, seed: int, video: str = "tiny", frames: int = H
         torch.manual_seed(seed)
         model = EgoM2PConfig.of_size(size, {RGB: shape.grid})
         encoder = EgoM2PEncoder(model, shape, name=f"egom2p-{size}", frames=frames)
-    return encoder.renamed(f"egom2p-{size}").eval()
+    return encoder.renamed(f"{RANDOM_PREFIX}egom2p-{size}").eval()

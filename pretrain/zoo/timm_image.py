@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pretrain.artifact import load_tensors, load_tensors_strict
-from pretrain.encoder import TIMM_PREFIX, EncoderOutput, EncoderSpec, VideoEncoder
+from pretrain.encoder import EncoderOutput, EncoderSpec, VideoEncoder
+from pretrain.encoder_table import TIMM_PREFIX
 from pretrain.zoo.vision_ops import timm
 
 

@@ -47,7 +47,9 @@ def trained(toy_demos: Path, folder: Path, **changes: object) -> Path:
 def test_saved_and_loaded_in_a_new_process_acts_equally(toy_demos: Path, tmp_path: Path) -> None:
     """Every policy with every kind of encoder, all in one new process."""
     rows = [*itertools.product(LEARNED, [("none", {})])]
-    rows += itertools.product(LEARNED, [("pixels-16x16", {"readout": "grid"}), ("egodtm-tiny", {"readout": "flare"})])
+    rows += itertools.product(
+        LEARNED, [("pixels-16x16", {"readout": "grid"}), ("random:egodtm-tiny", {"readout": "flare"})]
+    )
     rows += [("diffusion", ("none", {"denoiser": "transformer"}))]
     expected = []
     for number, (policy, (encoder, choice)) in enumerate(rows):
@@ -144,7 +146,7 @@ def test_cached_features_are_those_of_the_policy(toy_demos: Path, tmp_path: Path
     """What training read for step t is what acting computes at step t, history and all."""
     backbone = BackboneConfig(readout=readout)
     policy, _ = load_policy(
-        trained(toy_demos, tmp_path, encoder="egodtm-tiny", stride_steps=2, frames=2, backbone=backbone, steps=1)
+        trained(toy_demos, tmp_path, encoder="random:egodtm-tiny", stride_steps=2, frames=2, backbone=backbone, steps=1)
     )
     with DemoFile(toy_demos) as demos:
         cached = demo_features(policy.backbone, demos, tmp_path / "cache", "test")["front"]

@@ -143,10 +143,10 @@ def test_a_positive_reward_of_success_counts_for_ever(offset: float) -> None:
         assert seen
 
 
-@pytest.mark.parametrize(("encoder", "readout"), [("pixels-16x16", "grid"), ("egodtm-tiny", "attention")])
+@pytest.mark.parametrize(("encoder", "readout"), [("pixels-16x16", "grid"), ("random:egodtm-tiny", "attention")])
 def test_frozen_features_are_made_once_and_are_the_encoders(encoder: str, readout: str) -> None:
     network = replace(BASE.network, readout=readout)
-    config = replace(BASE, encoder=encoder, frames=4, network=network)
+    config = replace(BASE, encoder=encoder, frames=2, network=network)
     policy = make_policy(config)
     assert policy.eyes is not None
     with vector_env(config) as first, vector_env(config) as second:
@@ -193,13 +193,13 @@ def test_vec_normalize_statistics_survive_the_policy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algo", "encoder"), [("sac", CNN), ("ppo", CNN), ("ppo", "pixels-16x16"), ("sac", "egodtm-tiny")]
+    ("algo", "encoder"), [("sac", CNN), ("ppo", CNN), ("ppo", "pixels-16x16"), ("sac", "random:egodtm-tiny")]
 )
 def test_the_policy_acts_as_the_learner(algo: str, encoder: str) -> None:
     """stable-baselines3's deterministic action on normalized observations is our policy's on raw ones."""
     from policies.rl.learner import copy_to_policy
 
-    config = replace(BASE, algo=algo, encoder=encoder, encoder_frozen=encoder != "egodtm-tiny")
+    config = replace(BASE, algo=algo, encoder=encoder, encoder_frozen=encoder != "random:egodtm-tiny")
     policy = make_policy(config)
     with vector_env(config) as inner:
         encode = None if policy.eyes is None else FrozenEyes(policy.eyes, torch.device("cpu"))

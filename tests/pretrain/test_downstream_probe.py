@@ -280,8 +280,8 @@ def test_wrong_settings_are_named(trained: Path, store: Path, tmp_path: Path) ->
         run(config_for(trained, store, tmp_path, encoder=str(trained), baseline="z"))
     with pytest.raises(ValueError, match="frames=4, but run takes 2"):
         run(config_for(trained, store, tmp_path, encoder=str(trained), frames=4))
-    with pytest.raises(ValueError, match=r"different numbers of frames \(run 2, egodtm-tiny 4\)"):
-        run(config_for(trained, store, tmp_path, encoder=(str(trained), "egodtm-tiny")))
+    with pytest.raises(ValueError, match=r"different numbers of frames \(run 2, random:egom2p-tiny 5\)"):
+        run(config_for(trained, store, tmp_path, encoder=(str(trained), "random:egom2p-tiny")))
     with pytest.raises(FileNotFoundError, match="no such directory"):
         run(config_for(trained, store, tmp_path, data=str(tmp_path / "nowhere")))
     with pytest.raises(ValueError, match="is no clip store"):

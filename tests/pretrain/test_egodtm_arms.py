@@ -11,7 +11,9 @@ import torch
 from egoarm import COMMANDS, compose
 from pretrain.artifact import load_artifact
 from pretrain.clips.synth import SynthConfig
-from pretrain.downstream.arms import ArmsConfig, _ship, run
+from pretrain.downstream.arms import ArmsConfig, run, ship
+from pretrain.downstream.comparison import save_results
+from pretrain.downstream.results import BenchmarkResult, Metric
 from pretrain.egodtm.train import PretrainConfig
 from pretrain.egodtm.train import run as pretrain
 from pretrain.encoder import load_encoder
@@ -83,22 +85,26 @@ def test_egodtm_keeps_snapshots(square_store: Path, tmp_path: Path) -> None:
 
 
 def test_egodtm_ships_an_encoder_in_half_precision(square_store: Path, tmp_path: Path) -> None:
-    config = arms_config(tmp_path, ship="first")
+    place = tmp_path / "shipped" / "first"
+    config = arms_config(tmp_path, ship="first", ship_to=str(place))
     first = config.pretrain_of("first")
     pretrain(dataclasses.replace(first, data=str(square_store), snapshots=()))
-    _ship(config, "first")
-    whole, half = (load_encoder(path) for path in (tmp_path / "first/encoder", tmp_path / "results/encoder"))
+    metric = Metric(name="inter accuracy", value=0.5, low=0.4, high=0.6, higher_is_better=True)
+    result = BenchmarkResult(benchmark="egomcq", encoder="first", encoder_sha256="-", metrics=(metric,), protocol={})
+    save_results(tmp_path / "probe.json", [result], "first", {})
+    ship(config, "first", tmp_path / "probe.json")
+    whole, half = (load_encoder(path) for path in (tmp_path / "first/encoder", place))
     video = torch.randint(0, 256, (2, 1, 40, 40, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         one, other = (encoder(encoder.preprocess(video)).tokens for encoder in (whole, half))
     torch.testing.assert_close(one, other, atol=2e-2, rtol=0)
-    sizes = [
-        (path / "model.safetensors").stat().st_size
-        for path in (tmp_path / "first/encoder", tmp_path / "results/encoder")
-    ]
+    sizes = [(path / "model.safetensors").stat().st_size for path in (tmp_path / "first/encoder", place)]
     assert sizes[1] < 0.55 * sizes[0]
-    card = (tmp_path / "results/encoder/MODEL_CARD.md").read_text()
+    card = (place / "MODEL_CARD.md").read_text()
     assert "48 clips seen" in card and "26 synthetic" in card
+    assert "encoder=random:" in card and "0.5 [0.4, 0.6]" in card
+    with pytest.raises(ValueError, match="ship=first, ship_to=None: give the arm and the directory"):
+        arms_config(tmp_path, ship="first")
     with pytest.raises(ValueError, match="ship: unknown arm 'b'"):
         arms_config(tmp_path, ship="b")
 

@@ -394,7 +394,7 @@ def test_probe_measures_the_four_tasks(
     assert {"EgoM2P", "untrained", "visual odometry", "still camera"} <= columns
     assert all(result.protocol["items"] == 12 for result in results)
     assert main(["probe", f"encoder={finished.out}", f"data={place / 'clips'}", "benchmark=four-tasks"]) == 2
-    assert main(["probe", "encoder=egodtm-tiny", f"data={tmp_path / 'other'}", "benchmark=four-tasks"]) == 2
+    assert main(["probe", "encoder=random:egodtm-tiny", f"data={tmp_path / 'other'}", "benchmark=four-tasks"]) == 2
     assert "needs EgoM2P" in capsys.readouterr().err
 
 

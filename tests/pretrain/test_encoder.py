@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from pretrain.artifact import load_artifact, save_artifact, save_tensors, tensors_sha256
-from pretrain.encoder import ENCODERS, EncoderSpec, VideoEncoder, load_encoder, save_encoder
+from pretrain.artifact import MODEL_FILE, load_artifact, save_artifact, save_tensors, sha256_file, tensors_sha256
+from pretrain.encoder import EncoderSpec, VideoEncoder, load_encoder, save_encoder
+from pretrain.encoder_table import ENCODERS, shipped_directory
 
 ROOT = Path(__file__).resolve().parents[2]
 VIDEO_ENCODERS = [name for name, entry in ENCODERS.items() if entry.is_video]
+SHIPPED = [name for name, entry in ENCODERS.items() if entry.is_shipped]
 
 
 @functools.cache
@@ -45,7 +47,9 @@ def test_output_matches_the_spec(name: str) -> None:
     assert output.grid == spec.grid
     assert output.tokens.isfinite().all() and output.pooled.isfinite().all()
     assert output.tokens.std() > 0.01, "features that do not vary say nothing"
-    assert spec.weights_sha256 == tensors_sha256(encoder_of(name).state_dict())
+    place = shipped_directory(name)  # whose file is in half precision
+    expected = sha256_file(place / MODEL_FILE) if place else tensors_sha256(encoder_of(name).state_dict())
+    assert spec.weights_sha256 == expected
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -81,18 +85,40 @@ def test_a_clip_does_not_depend_on_its_batch(name: str) -> None:
     torch.testing.assert_close(alone.pooled[0], together.pooled[1], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", [name for name in ENCODERS if "base" not in name and "pixels" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in ENCODERS if name not in SHIPPED and "base" not in name and "pixels" not in name]
+)
 def test_the_seed_decides_the_weights(name: str) -> None:
     first = encoder_of(name).spec.weights_sha256
     assert load_encoder(name, seed=0).spec.weights_sha256 == first
     assert load_encoder(name, seed=1).spec.weights_sha256 != first
 
 
-@pytest.mark.parametrize("name", ["egodtm-tiny"])
-def test_order_of_frames_reaches_the_features(name: str) -> None:
-    assert name in VIDEO_ENCODERS
-    encoder = load_encoder(name)
-    x = encoder.preprocess(frames_for(name))
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_encoders_are_trained_and_small(name: str) -> None:
+    place = shipped_directory(name)
+    assert place is not None and sum(path.stat().st_size for path in place.iterdir()) < 12_000_000
+    card, provenance = (place / "MODEL_CARD.md").read_text(), load_artifact(place).provenance
+    for words in (
+        "**Data**",
+        "**Training**",
+        "**Limits**",
+        "## Measured",
+        f"encoder={name}",
+        provenance["git_sha"][:12],
+    ):
+        assert words in card
+    trained, twin = encoder_of(name), load_encoder(f"random:{name}", seed=0)
+    assert provenance["step"] > 0 and load_encoder(name, seed=1).spec == trained.spec, "no seed draws trained weights"
+    assert twin.spec.name == f"random:{name}" and twin.spec.grid == trained.spec.grid
+    assert not any(
+        torch.equal(one, two) for one, two in zip(trained.parameters(), twin.parameters(), strict=True) if one.ndim > 1
+    )
+
+
+def test_order_of_frames_reaches_the_features() -> None:
+    encoder = load_encoder("random:egodtm-tiny")
+    x = encoder.preprocess(frames_for("egodtm-tiny"))
     with torch.inference_mode():
         # Temporal positions start at zero, and then a clip is a bag of frames ...
         torch.testing.assert_close(encoder(x).pooled, encoder(x.flip(1)).pooled, atol=1e-4, rtol=1e-3)
@@ -103,11 +129,11 @@ def test_order_of_frames_reaches_the_features(name: str) -> None:
 
 def test_round_trip_in_a_new_process(tmp_path: Path) -> None:
     """Saved, loaded elsewhere: the same spec and the same features to the bit."""
-    names = [name for name in ENCODERS if name not in ("egodtm-base", "egodtm-small")]
+    names = [name for name in ENCODERS if name not in ("random:egodtm-base", "random:egodtm-small")]
     for index, name in enumerate(names):
         encoder = encoder_of(name)
         sha256 = save_encoder(tmp_path / str(index), encoder)
-        assert sha256 == encoder.spec.weights_sha256
+        assert sha256 == tensors_sha256(encoder.state_dict())
         x = encoder.preprocess(frames_for(name))
         with torch.inference_mode():
             output = encoder(x)
@@ -164,6 +190,7 @@ def test_timm_weights_from_a_file(tmp_path: Path) -> None:
     [
         ("egodtm-tny", ValueError, "did you mean egodtm-tiny"),
         ("nonsense", ValueError, "Known: egodtm-tiny"),
+        ("egodtm-small", ValueError, "no trained weights of it are shipped. random:egodtm-small is the network"),
         ("timm/resnet81", ValueError, "unknown timm model 'resnet81': did you mean timm/resnet"),
         ("runs/nowhere/encoder", FileNotFoundError, "no encoder at runs/nowhere/encoder"),
         ("tests", ValueError, "tests is not an artifact: model.safetensors"),
@@ -198,12 +225,12 @@ def test_artifact_with_missing_and_surplus_tensors(tmp_path: Path) -> None:
 
 def test_wrong_input_is_refused() -> None:
     encoder = encoder_of("egodtm-tiny")
-    with pytest.raises(ValueError, match="takes 4 frames a clip, got 2; repeat the oldest"):
-        encoder.preprocess(torch.zeros(1, 2, 8, 8, 3, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="takes 2 frames a clip, got 3; repeat the oldest"):
+        encoder.preprocess(torch.zeros(1, 3, 8, 8, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"expected uint8 \[B, T, H, W, 3\] RGB, got float32"):
-        encoder.preprocess(torch.zeros(1, 4, 8, 8, 3))
-    with pytest.raises(ValueError, match=r"expected \[B, 4, 3, 112, 112\], got \[1, 4, 3, 96, 96\]"):
-        encoder(torch.zeros(1, 4, 3, 96, 96))
+        encoder.preprocess(torch.zeros(1, 2, 8, 8, 3))
+    with pytest.raises(ValueError, match=r"expected \[B, 2, 3, 112, 112\], got \[1, 2, 3, 96, 96\]"):
+        encoder(torch.zeros(1, 2, 3, 96, 96))
     with pytest.raises(ValueError, match="unknown rule 'squash'"):
         dataclasses.replace(encoder.spec, resize="squash")
 
