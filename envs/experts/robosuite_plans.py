@@ -149,7 +149,7 @@ def nut_assembly_square(scene: Scene) -> Goal:
     nut, nut_mat = scene.pos("SquareNut_main"), scene.mat("SquareNut_main")
     handle = nut + 0.054 * nut_mat[:, 0]
     peg = scene.pos("peg1")
-    lift_over = 0.985  # of the nut's centre: clear of the peg's top at 0.95
+    lift_over = 1.0  # of the nut's centre: clear of the peg's top at 0.95, also where it hangs askew
     if scene.grasps(scene.env.nuts[0]):
         turn = _square_turn(nut_mat, scene.hand_mat)
         mat = turn @ scene.hand_mat
@@ -162,8 +162,9 @@ def nut_assembly_square(scene: Scene) -> Goal:
         else:
             way[:2] *= _ramp(nut[2], lift_over - 0.05, lift_over - 0.01)
         return Goal(pos=scene.hand_pos + way, mat=_level(mat[:, 0]), close=True)
+    # Of the two ways to hold the handle, the one nearer to the hand as it is: seen from the start, they can be equally near, and the hand would waver.
     side = nut_mat[:, 1]
-    return _grasp(scene, handle, _downward(side))
+    return _grasp(scene, handle, _level(side if side @ scene.hand_mat[:, 0] >= 0 else -side))
 
 
 def _square_turn(nut_mat: np.ndarray, hand_mat: np.ndarray) -> np.ndarray:
