@@ -56,6 +56,8 @@ COMMANDS: dict[str, Command] = {
     "train": Command("train", "policies.train:TrainConfig", "policies.train:run", "train a policy by imitation on an encoder's features"),
     "rl": Command("rl", "policies.rl.config:RLConfig", "policies.rl.train:run", "train a policy by reinforcement learning (stable-baselines3)"),
     "eval": Command("eval", "eval_robot.rollout:EvalConfig", "eval_robot.rollout:run", "success rate of a policy, with its interval"),
+    "eval best-of": Command("eval_best_of", "eval_robot.best_of:BestOfConfig", "eval_robot.best_of:run", "the best of a run's checkpoints, as earlier tables report it, and by how much that is too high", "reports*"),
+    "study plan": Command("study_plan", "eval_robot.plan:PlanConfig", "eval_robot.plan:run", "episodes and hours that a study needs to see a gain"),
     "compare": Command("compare", "eval_robot.compare:CompareConfig", "eval_robot.compare:run", "paired table of several reports", "reports*"),
     "report": Command("report", "eval_robot.report:ReportConfig", "eval_robot.report:run", "one HTML page from several reports", "reports*"),
 }  # fmt: skip

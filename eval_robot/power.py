@@ -134,5 +134,5 @@ def _spread(rate: float, seed_sd: float) -> float:
     if seed_sd == 0:
         return 0.0
     # Two episodes of one policy share its luck alone: their covariance is the variance of its success rate.
-    shared = brentq(lambda r: both_succeed(rate, rate, r) - rate**2 - seed_sd**2, 0.0, 0.999)
+    shared = float(brentq(lambda r: both_succeed(rate, rate, r) - rate**2 - seed_sd**2, 0.0, 0.999))
     return sqrt(shared / (1 - shared))

@@ -16,6 +16,7 @@ REQUIRED = {
     "train": ["demos=x", "out=y"],
     "rl": ["task=toy/reach", "out=y"],
     "eval": ["policy=x"],
+    "eval best-of": ["a", "b"],
     "clips synth": ["out=x"],
     "clips info": ["x"],
     "clips import": ["source=ego4d", "annotations=a", "videos=v", "out=o"],
