@@ -194,6 +194,7 @@ class Renderer:
         self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._context: Any = None
         self._patterns: PatternBank | None = None
+        _free_dropped()
         self._gl: Any = _make_gl_context(width, height)
         try:
             self._gl.make_current()
@@ -257,6 +258,7 @@ class Renderer:
             if modality not in MODALITIES:
                 raise ValueError(f"unknown modality {modality!r}; expected one of {', '.join(MODALITIES)}")
         self._point_camera(model, camera)
+        _free_dropped()
         self._gl.make_current()
         mujoco.mjv_updateScene(
             model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL.value, self._scene
@@ -330,12 +332,7 @@ class Renderer:
     def close(self) -> None:
         """Free the GL context; safe to call twice."""
         if self._gl is not None:
-            if self._context is not None:
-                self._gl.make_current()
-                if self._patterns is not None:
-                    self._patterns.free()
-                self._context.free()
-            self._gl.free()
+            _free(self._gl, self._context, self._patterns)
         self._context = self._patterns = self._gl = None
         _open_renderers.discard(self)
 
@@ -347,8 +344,27 @@ class Renderer:
 
     def __del__(self) -> None:
         # MuJoCo's own destructor would free these textures' numbers in whichever GL context is current: another renderer's, which then draws black.
+        # Freed before the next frame, because here another renderer may be in the middle of one.
         if getattr(self, "_gl", None) is not None:
-            self.close()
+            _dropped.append((self._gl, self._context, self._patterns))
+
+
+# What renderers that were dropped unclosed have left: GL context, drawing context, patterns.
+_dropped: list[tuple[Any, Any, PatternBank | None]] = []
+
+
+def _free(gl: Any, context: Any, patterns: PatternBank | None) -> None:
+    if context is not None:
+        gl.make_current()
+        if patterns is not None:
+            patterns.free()
+        context.free()
+    gl.free()
+
+
+def _free_dropped() -> None:
+    while _dropped:
+        _free(*_dropped.pop())
 
 
 _open_renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
@@ -357,6 +373,7 @@ _open_renderers: weakref.WeakSet[Renderer] = weakref.WeakSet()
 def _close_all() -> None:
     for renderer in list(_open_renderers):
         renderer.close()
+    _free_dropped()
 
 
 def _close_at_exit() -> None:

@@ -117,7 +117,9 @@ def test_a_renderer_dropped_unclosed_leaves_others_alone(scene, images):
         other.render(*scene, "down")
         del dropped
         gc.collect()
+        assert len(rendering._dropped) == 1
         np.testing.assert_array_equal(other.render(*scene, "down")["rgb"], images["rgb"])
+        assert not rendering._dropped
 
 
 def test_mistakes_are_named(scene):
