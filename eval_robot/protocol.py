@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from policies.demos.collect import DEMO_SEEDS
+from policies.demos.collect import AUDIT_SEEDS, DEMO_SEEDS
 
-# Three disjoint ranges of episode seeds. Demonstrations never see a seed that a policy is selected or tested on, and
-# nothing may be tuned on the test range.
+# Disjoint ranges of episode seeds. Demonstrations never see a seed that a policy is selected or tested on, and nothing may be
+# tuned on the test range; experts are audited on seeds that are none of these.
 SEED_RANGES: dict[str, range] = {
     "demos": DEMO_SEEDS,
     "selection": range(100_000, 200_000),
     "test": range(200_000, 300_000),
+    "audit": AUDIT_SEEDS,
 }
 
 

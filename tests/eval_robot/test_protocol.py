@@ -19,8 +19,9 @@ def test_every_policy_meets_the_same_seeds() -> None:
 
 
 def test_bad_requests_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected selection or test"):
-        protocol("demos")
+    for split in ("demos", "audit"):
+        with pytest.raises(ValueError, match="expected selection or test"):
+            protocol(split)
     for episodes in (0, len(SEED_RANGES["test"]) + 1):
         with pytest.raises(ValueError, match="seeds"):
             protocol("test").seeds(episodes)

@@ -34,14 +34,14 @@ def test_both_succeed_is_an_integral_over_what_they_share(first: float, second: 
 def test_drawn_studies_have_the_moments_that_the_model_states() -> None:
     rng = np.random.default_rng(0)
     episodes, differences, rates, discordant = 8, [], [], []
-    for _ in range(4000):
+    for _ in range(2000):
         first, second = MODEL.draw(episodes, rng)
         differences.append(np.mean([a.mean() - b.mean() for a, b in zip(first, second, strict=True)]))
         rates.append([first[0].mean(), second[0].mean()])
         discordant.append((first[0][0] != second[0][0]).mean())
     assert np.mean(rates, axis=0) == pytest.approx(MODEL.rates, abs=0.01)
     assert np.mean(differences) == pytest.approx(MODEL.gain, abs=0.01)
-    assert np.var(differences) == pytest.approx(MODEL.variance(episodes), rel=0.08)
+    assert np.var(differences) == pytest.approx(MODEL.variance(episodes), rel=0.1)
     assert np.mean(discordant) == pytest.approx(MODEL.discordant, abs=0.01)
 
 
