@@ -5,6 +5,7 @@ Every stage is the command of the same name; a stage whose result is there is no
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,8 +28,14 @@ from pretrain.clips.synth import SynthConfig, run_synth
 from pretrain.egodtm.train import PretrainConfig
 from pretrain.egodtm.train import run as pretrain
 
-# Label -> encoder. The random twin is the same network with fresh weights of its own initialization.
-ROWS = {"proprioception": "none", "random ViT": "random:{encoder}", "EgoDTM": "{encoder}"}
+# Label -> encoder. The random twin is the same network with fresh weights of its own initialization. The last row has the
+# weights that ship with the package, trained for fifty times as many clips as the demo's own.
+ROWS = {
+    "proprioception": "none",
+    "random ViT": "random:{encoder}",
+    "EgoDTM": "{encoder}",
+    "egodtm-tiny (shipped)": "egodtm-tiny",
+}
 REFERENCE = "random ViT"
 
 
@@ -61,7 +68,7 @@ def run(config: DemoConfig) -> Path:
         lambda: [collect(replace(config.demos, task=task, out=str(demos[task]))) for task in config.tasks],
     )
     policies = {
-        (task, label): out / "policies" / task.replace("/", "-") / label.replace(" ", "-")
+        (task, label): out / "policies" / task.replace("/", "-") / re.sub(r"\W+", "-", label).strip("-")
         for task in config.tasks
         for label in ROWS
     }

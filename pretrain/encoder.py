@@ -13,6 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -114,18 +115,29 @@ def _stretch(frames: Float[Tensor, "n 3 H0 W0"], size: int) -> Float[Tensor, "n 
     return F.interpolate(frames, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def _center_crop(frames: Float[Tensor, "n 3 H0 W0"], size: int) -> Float[Tensor, "n 3 H W"]:
-    """Short side to `size`, then the middle square: what image classifiers are evaluated with."""
+def _center_crop(
+    frames: Float[Tensor, "n 3 H0 W0"], size: int, *, share: float = 1.0, mode: str = "bilinear"
+) -> Float[Tensor, "n 3 H W"]:
+    """Short side to `size` / `share`, then the middle square: what image classifiers are evaluated with."""
     height, width = frames.shape[-2:]
-    scale = size / min(height, width)
-    resized = (max(size, round(height * scale)), max(size, round(width * scale)))
+    short = round(size / share)
+    # The long side is rounded down, as torchvision does, with which the encoders were trained.
+    resized = (short * height // min(height, width), short * width // min(height, width))
     if resized != (height, width):
-        frames = F.interpolate(frames, size=resized, mode="bilinear", antialias=True, align_corners=False)
+        frames = F.interpolate(frames, size=resized, mode=mode, antialias=True, align_corners=False)
+        frames = frames.clamp(0.0, 255.0)  # bicubic overshoots at edges, which images of integers cannot
     top, left = (resized[0] - size) // 2, (resized[1] - size) // 2
     return frames[..., top : top + size, left : left + size]
 
 
-RESIZE_RULES: dict[str, Callable[[Tensor, int], Tensor]] = {"stretch": _stretch, "center-crop": _center_crop}
+# The share is 224 of 256, with which many image encoders were released.
+RESIZE_RULES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "stretch": _stretch,
+    "center-crop": _center_crop,
+    "center-crop-bicubic": partial(_center_crop, mode="bicubic"),
+    "center-crop-0.875": partial(_center_crop, share=0.875),
+    "center-crop-0.875-bicubic": partial(_center_crop, share=0.875, mode="bicubic"),
+}
 
 
 def normalise_video(
@@ -219,9 +231,10 @@ def load_encoder(name_or_path: str | Path, *, seed: int = 0) -> VideoEncoder:
 
     Args:
         name_or_path: a key of ENCODERS (where its weights are random, they are drawn from `seed`); "timm/<model>" for any
-            image model of timm with random weights, "timm/<model>@<weights.safetensors>" with those of a file; the directory
-            of an encoder artifact; or "random:<any of those>", the same network with fresh random weights: the fair control
-            of a trained encoder.
+            image model of timm with random weights, "timm/<model>@<weights.safetensors>" with those of a file; a row of
+            RELEASES (pretrain/zoo/released.py) with its file, "vc1/vitb@<vc1_vitb.pth>"; the directory of an encoder artifact;
+            or "random:<any of those>", the same network with fresh random weights (no file needed): the fair control of a
+            trained encoder.
 
     Raises:
         ValueError: unknown name (with the nearest known ones), or a directory that is not a whole encoder artifact.
@@ -234,7 +247,7 @@ def load_encoder(name_or_path: str | Path, *, seed: int = 0) -> VideoEncoder:
         return _random_twin(name, seed)
     family, slash, rest = name.partition("/")
     if slash and family in FAMILIES:
-        return FAMILIES[family](rest, seed)
+        return FAMILIES[family](rest, seed, False)
     path = Path(name)
     if path.exists():
         return load_encoder_artifact(path)
@@ -314,7 +327,11 @@ def _build_from(config: Mapping[str, Any], spec: Mapping[str, Any], where: str) 
 
 def _random_twin(name: str, seed: int) -> VideoEncoder:
     """The network of another encoder with weights drawn afresh by its own initialisation."""
-    base = load_encoder(name.removeprefix(RANDOM_PREFIX), seed=seed)
+    bare = name.removeprefix(RANDOM_PREFIX)
+    family, slash, rest = bare.partition("/")
+    if slash and family in FAMILIES:
+        return FAMILIES[family](rest, seed, True).renamed(name).eval()
+    base = load_encoder(bare, seed=seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         twin = ARCHITECTURES[base.architecture](base.config, base.spec)

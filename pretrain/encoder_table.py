@@ -72,10 +72,19 @@ def _build_egom2p(size: str) -> Callable[[int], VideoEncoder]:
     return build
 
 
-def _build_timm(name: str, seed: int) -> VideoEncoder:
+def _build_timm(name: str, seed: int, is_untrained: bool = False) -> VideoEncoder:
     from pretrain.zoo.timm_image import build_timm_encoder
 
-    return build_timm_encoder(name, seed=seed)
+    return build_timm_encoder(name.partition("@")[0] if is_untrained else name, seed=seed)
+
+
+def _build_released(family: str) -> Callable[[str, int, bool], VideoEncoder]:
+    def build(name: str, seed: int, is_untrained: bool) -> VideoEncoder:
+        from pretrain.zoo.released import build_released_encoder
+
+        return build_released_encoder(f"{family}/{name}", seed=seed, is_untrained=is_untrained)
+
+    return build
 
 
 def _build_conv_small(seed: int) -> VideoEncoder:
@@ -121,8 +130,12 @@ ENCODERS: dict[str, EncoderEntry] = {
     "pixels-16x16": EncoderEntry(build=_build_pixels, about="the image at 16x16 pixels, no weights", is_video=False),
 }
 
-# "<family>/<the rest of the name>" -> encoder, for the weights of others, which come from the user's files.
-FAMILIES: dict[str, Callable[[str, int], VideoEncoder]] = {"timm": _build_timm}
+# "<family>/<the rest of the name>": (the rest, seed, whether without trained weights) -> encoder. For the weights of others,
+# which come from the user's files.
+FAMILIES: dict[str, Callable[[str, int, bool], VideoEncoder]] = {
+    "timm": _build_timm,
+    **{family: _build_released(family) for family in ("r3m", "vc1", "mvp", "theia", "spa")},
+}
 
 
 # -------------------------------------------------------------------------------------------- building an artifact's again

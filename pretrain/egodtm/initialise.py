@@ -3,7 +3,8 @@
 import torch
 
 from pretrain.egodtm.model import EgoDTM
-from pretrain.zoo.clip_weights import fit_to, read_checkpoint, rename, weights_file
+from pretrain.zoo.clip_weights import fit_to, rename, weights_file
+from pretrain.zoo.weight_files import read_checkpoint
 
 
 def initialise(model: EgoDTM, init: str) -> list[str]:

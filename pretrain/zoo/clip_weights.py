@@ -8,8 +8,6 @@ OpenAI's weights, and whatever was trained on from them, expect QuickGELU in the
 as the published model has with the same weights; the first steps of training absorb the difference.
 """
 
-import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,11 +19,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from pretrain.artifact import load_tensors
 from pretrain.zoo.vision_ops import timm
 
 TIMM_PREFIX = "timm:"
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 _VISION, _TEXT = "video.vit.", "text."
 _SPATIAL, _TEMPORAL = f"{_VISION}spatial_position", f"{_VISION}temporal_position"
@@ -266,29 +262,3 @@ def weights_file(init: str) -> Path:
             "path as init="
         )
     return Path(cached)
-
-
-def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Tensors by name from safetensors, or from a torch file without running any code in it.
-
-    Raises:
-        ValueError: another kind of file, damaged, or holding objects that are no tensors.
-    """
-    if path.suffix == ".safetensors":
-        return load_tensors(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected a file ending in {', '.join(SUFFIXES)}")
-    try:
-        # Training scripts put their arguments beside the weights; a namespace of plain values is harmless.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path} holds objects that are no tensors, and reading them would run code from the file. Save its "
-            f"state_dict alone, best as safetensors, where you trust it ({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path} is not a whole torch checkpoint: {error}") from error
-    if not isinstance(found, Mapping):
-        raise ValueError(f"{path}: expected a mapping of names to tensors, found {type(found).__name__}")
-    return found

@@ -21,11 +21,30 @@ class TimmEncoder(VideoEncoder):
 
     architecture = "timm"
 
-    def __init__(self, model_name: str, *, name: str, image_size: int | None = None) -> None:
-        super().__init__(_PLACEHOLDER, {"model_name": model_name, "image_size": image_size})
-        self.model = _create(model_name, image_size)
+    def __init__(
+        self,
+        model_name: str,
+        *,
+        name: str,
+        image_size: int | None = None,
+        settings: Mapping[str, Any] | None = None,
+        norm_epsilon: float | None = None,
+    ) -> None:
+        """Args:
+        image_size: H = W, pixels; None: the model's own.
+        settings: what else timm builds the model with, plain values.
+        norm_epsilon: of every LayerNorm; None: the model's own.
+        """
+        more = {"settings": dict(settings or {}), "norm_epsilon": norm_epsilon}
+        config = {"model_name": model_name, "image_size": image_size}
+        super().__init__(_PLACEHOLDER, config | {key: value for key, value in more.items() if value})
+        self.model = _create(model_name, image_size, settings or {})
+        if norm_epsilon is not None:
+            for module in self.model.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = norm_epsilon
         data = timm.data.resolve_model_data_config(self.model)
-        size = int(data["input_size"][-1])
+        size = image_size or int(data["input_size"][-1])
         with torch.inference_mode():
             was_training = self.model.training
             self.model.eval()
@@ -46,7 +65,8 @@ class TimmEncoder(VideoEncoder):
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], spec: EncoderSpec) -> Self:
-        encoder = cls(config["model_name"], name=spec.name, image_size=config["image_size"])
+        more = {key: config.get(key) for key in ("settings", "norm_epsilon")}
+        encoder = cls(config["model_name"], name=spec.name, image_size=config["image_size"], **more)
         encoder.spec = spec
         return encoder
 
@@ -87,13 +107,13 @@ _PLACEHOLDER = EncoderSpec(
 )
 
 
-def _create(model_name: str, image_size: int | None) -> nn.Module:
+def _create(model_name: str, image_size: int | None, settings: Mapping[str, Any]) -> nn.Module:
     if not timm.is_model(model_name):
         close = difflib.get_close_matches(model_name, timm.list_models(), n=3)
         hint = f"did you mean {' or '.join(TIMM_PREFIX + match for match in close)}? " if close else ""
         raise ValueError(f"unknown timm model {model_name!r}: {hint}`timm.list_models()` lists all of them")
     size = {} if image_size is None else {"img_size": image_size}
-    return timm.create_model(model_name, pretrained=False, num_classes=0, **size)
+    return timm.create_model(model_name, pretrained=False, num_classes=0, **size, **settings)
 
 
 def build_timm_encoder(name: str, *, seed: int) -> VideoEncoder:

@@ -12,8 +12,9 @@ from pretrain.egodtm.initialise import initialise
 from pretrain.egodtm.model import DECODER_SIZES, EgoDTM, EgoDTMConfig
 from pretrain.egodtm.text import TextConfig, tokenize
 from pretrain.egodtm.video_vit import VideoViTConfig
-from pretrain.zoo.clip_weights import fit_to, read_checkpoint, rename, resize_spatial, resize_temporal, weights_file
+from pretrain.zoo.clip_weights import fit_to, rename, resize_spatial, resize_temporal, weights_file
 from pretrain.zoo.vision_ops import timm
+from pretrain.zoo.weight_files import read_checkpoint
 
 WIDTH, JOINT = 32, 16
 
