@@ -58,7 +58,8 @@ COMMANDS: dict[str, Command] = {
     "eval": Command("eval", "eval_robot.rollout:EvalConfig", "eval_robot.rollout:run", "success rate of a policy, with its interval"),
     "eval best-of": Command("eval_best_of", "eval_robot.best_of:BestOfConfig", "eval_robot.best_of:run", "the best of a run's checkpoints, as earlier tables report it, and by how much that is too high", "reports*"),
     "study plan": Command("study_plan", "eval_robot.plan:PlanConfig", "eval_robot.plan:run", "episodes and hours that a study needs to see a gain"),
-    "compare": Command("compare", "eval_robot.compare:CompareConfig", "eval_robot.compare:run", "paired table of several reports", "reports*"),
+    "study": Command("study", "eval_robot.study:StudyConfig", "eval_robot.study:run", "encoders x tasks x training seeds under one protocol, resumable"),
+    "compare": Command("compare", "eval_robot.compare:CompareConfig", "eval_robot.compare:run", "paired table of several reports, or the tables of a study's directory", "reports*"),
     "report": Command("report", "eval_robot.report:ReportConfig", "eval_robot.report:run", "one HTML page from several reports", "reports*"),
 }  # fmt: skip
 

@@ -53,12 +53,20 @@ class Comparison:
     cells: dict[tuple[str, str], Cell]
 
 
-def run(config: CompareConfig) -> None:
+def run(config: CompareConfig) -> int:
+    """Print the table; of a published study's directory all of its tables, and 1 unless they are those that stand there."""
+    if any(Path(path).is_dir() for path in config.reports):
+        from eval_robot.study_pages import rebuild  # which draws with this module
+
+        if len(config.reports) > 1:
+            raise ValueError("a study's directory is compared alone: egoarm compare results/study")
+        return int(not rebuild(config.reports[0], config.out))
     comparison = compare([load_report(path) for path in config.reports], config.reference)
     print_table(comparison)
     if config.out:
         atomic_write_text(config.out, markdown(comparison))
         print(f"compare: table -> {Path(config.out)}")
+    return 0
 
 
 def compare(reports: Sequence[EvalReport], reference: str | None = None) -> Comparison:

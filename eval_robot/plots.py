@@ -14,10 +14,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
+from eval_robot.bootstrap import Estimate, pooled_bootstrap
 from eval_robot.compare import Comparison
+from eval_robot.evidence import Evidence, short
 from eval_robot.stats import wilson_interval
 
 COLOURS = ("#9aa7b2", "#e0a458", "#0b6e99", "#2d9d5c", "#8661c1", "#c0504d")
+STUDY_COLOURS = ("#9aa7b2", "#e0a458", "#c9b79c", "#8661c1", "#7fb3c8", "#0b6e99", "#2d9d5c", "#1c2733", "#c0504d")
 LOSSES = ("loss", "contrastive", "depth")
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "egoarm"}
 
@@ -40,6 +43,69 @@ def success_bars(comparison: Comparison) -> Figure:
         axis.set_ylabel("success rate, % (Wilson 95 %)")
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def study_bars(evidence: Evidence) -> Figure:
+    """Success rate a task and row over training seeds, with bootstrap intervals; the last group is of all tasks."""
+    main = evidence.design.main
+    rows, tasks = evidence.rows(main), evidence.design.tasks
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(2.6 + 1.5 * (len(tasks) + 1), 3.4), layout="constrained")
+        width = 0.84 / len(rows)
+        for position, row in enumerate(rows):
+            own = evidence.of(main, row)
+            estimates = [pooled_bootstrap([task]) for task in own] + [pooled_bootstrap(own)]
+            places = [column + (position - (len(rows) - 1) / 2) * width for column in range(len(estimates))]
+            _bars(axis, places, estimates, width, study_colour(position), row)
+        axis.axvline(len(tasks) - 0.5, color="#d9e0e6", linewidth=1)
+        axis.set_xticks(range(len(tasks) + 1), [*(short(task) for task in tasks), "all tasks"], rotation=15)
+        axis.set_ylim(0, 100)
+        axis.set_ylabel("success rate, % (95 %)")
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def study_lines(evidence: Evidence, varied: str, title: str) -> Figure:
+    """Success rate over all tasks a row, against what is varied: held-out shifts or the number of demonstrations."""
+    conditions = [condition for condition in evidence.design.conditions[varied] if condition in evidence.seeds]
+    counted = varied == "demonstrations"
+    if counted:
+        conditions = conditions[::-1]
+    with plt.rc_context(_STYLE):
+        figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+        rows = evidence.rows(evidence.design.main)
+        for position, row in enumerate(rows):
+            shown = [index for index, condition in enumerate(conditions) if row in evidence.rows(condition)]
+            estimates = [pooled_bootstrap(evidence.of(conditions[index], row)) for index in shown]
+            # A little aside, so that intervals can be told apart.
+            places = [index + 0.03 * (position - (len(rows) - 1) / 2) for index in shown]
+            values = [100 * estimate.value for estimate in estimates]
+            errors = [[100 * (e.value - e.low) for e in estimates], [100 * (e.high - e.value) for e in estimates]]
+            axis.errorbar(
+                places, values, errors, color=study_colour(position), marker="o", markersize=3, capsize=2,
+                linewidth=1.3, linestyle="-" if counted else ":", label=row,
+            )  # fmt: skip
+        names = [str(c.demonstrations) if counted else c.level.partition("+")[2] or "none" for c in conditions]
+        axis.set_xticks(range(len(conditions)), names)
+        axis.set_xlabel(title)
+        axis.set_ylim(-2, 102)
+        axis.set_ylabel("success rate, all tasks, % (95 %)")
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def study_colour(position: int) -> str:
+    return STUDY_COLOURS[position % len(STUDY_COLOURS)]
+
+
+def _bars(
+    axis: Any, places: Sequence[float], estimates: Sequence[Estimate], width: float, colour: str, label: str
+) -> None:
+    heights = [100 * estimate.value for estimate in estimates]
+    below = [100 * (estimate.value - estimate.low) for estimate in estimates]
+    above = [100 * (estimate.high - estimate.value) for estimate in estimates]
+    axis.bar(places, heights, 0.92 * width, color=colour, label=label)
+    axis.errorbar(places, heights, [below, above], fmt="none", ecolor="#1c2733", elinewidth=0.9, capsize=1.5)
 
 
 def learning_curves(paths: Sequence[str | Path]) -> Figure:
@@ -138,6 +204,12 @@ def to_svg(figure: Figure) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
+def to_svg_file(figure: Figure, path: str | Path) -> None:
+    """Write it; the same figure gives the same bytes."""
+    with plt.rc_context(_STYLE):
+        figure.savefig(path, format="svg", metadata={"Date": None})
+
+
 def to_png(figure: Figure, path: str | Path, dpi: int = 150) -> None:
-    figure.savefig(path, dpi=dpi)
+    figure.savefig(path, dpi=dpi, metadata={"Software": None})
     plt.close(figure)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.artifact import atomic_write_text
+from pretrain.artifact import atomic_write_bytes, atomic_write_text
 
 FORMAT = 1
 
@@ -49,9 +50,43 @@ class EvalReport:
 
     def save(self, path: str | Path) -> None:
         """Write atomically."""
+        atomic_write_text(path, self.to_text())
+
+    def to_text(self) -> str:
         lines = [json.dumps(dict(self.header), sort_keys=True)]
         lines += [json.dumps(asdict(episode)) for episode in self.episodes]
-        atomic_write_text(path, "\n".join(lines) + "\n")
+        return "\n".join(lines) + "\n"
+
+
+def save_reports(path: str | Path, reports: Sequence[EvalReport]) -> None:
+    """Many reports in one gzip file, atomically: the same reports give the same bytes."""
+    text = "".join(report.to_text() for report in reports)
+    atomic_write_bytes(path, gzip.compress(text.encode(), mtime=0))
+
+
+def load_reports(path: str | Path) -> list[EvalReport]:
+    """The reports of a file (.jsonl, or .jsonl.gz with many) or of all such files under a directory, in the order of their names.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: as `load_report`.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = sorted(file for ending in ("*.jsonl", "*.jsonl.gz") for file in path.rglob(ending))
+        return [report for file in files for report in load_reports(file)]
+    if path.name.endswith(".jsonl.gz") and path.is_file():
+        try:
+            lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        except (OSError, EOFError, ValueError) as error:
+            raise ValueError(f"{path}: not a gzip file of reports ({error}); publish the study again") from error
+        starts = [index for index, line in enumerate(lines) if '"kind": "egoarm-report"' in line] or [0]
+        ends = [*starts[1:], len(lines)]
+        return [
+            _parse(lines[start:end], f"{path}, report {n}")
+            for n, (start, end) in enumerate(zip(starts, ends, strict=True))
+        ]
+    return [load_report(path)]
 
 
 def load_report(path: str | Path) -> EvalReport:
@@ -64,7 +99,10 @@ def load_report(path: str | Path) -> EvalReport:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no report at {path}; `egoarm eval policy=... out={path}` makes one")
-    lines = path.read_text().splitlines()
+    return _parse(path.read_text().splitlines(), str(path))
+
+
+def _parse(lines: Sequence[str], path: str) -> EvalReport:
     try:
         header = json.loads(lines[0])
         if header.get("kind") != "egoarm-report" or header.get("format") != FORMAT:

@@ -7,7 +7,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from envs.spec import EnvSpec
 from envs.tasks import find_level, find_task, make_env
 from envs.vector import VectorEnv
 from eval_robot.protocol import check_disjoint, protocol
@@ -25,6 +26,7 @@ from eval_robot.stats import wilson_interval
 from eval_robot.stopping import RULES, Stopping, make_stopping, stopped_header
 from policies.chunking import ActionChunker
 from policies.policy import Policy, load_policy
+from policies.train import PRIVILEGED_KEY
 from pretrain.artifact import Artifact, atomic_write_text
 from pretrain.clips.mp4 import write_mp4
 
@@ -130,7 +132,7 @@ def make_header(config: EvalConfig, policy: Policy, artifact: Artifact) -> dict[
         "task": config.task or policy.spec.env_spec.task,
         "level": config.level or training["demos"]["level"],
         "episodes": config.episodes,
-        "env_hash": policy.spec.env_spec.schema_hash(),
+        "env_hash": _comparable(policy.spec.env_spec).schema_hash(),
         "policy_path": str(artifact.path),
         "policy_sha256": artifact.sha256,
         "encoder_sha256": training["encoder"]["sha256"],
@@ -158,6 +160,12 @@ def _stopping(config: EvalConfig, header: Mapping[str, Any]) -> Stopping | None:
     rules = protocol(config.split, config.protocol)
     fixed = {**header, "protocol": rules.id}
     return make_stopping(config.stop_against, config.alpha, rules.seeds(config.episodes), fixed)
+
+
+def _comparable(env_spec: EnvSpec) -> EnvSpec:
+    """The contract without the privileged state: a policy that reads it meets the same episodes as one that does not."""
+    kept = {key: field for key, field in env_spec.observation.items() if key != PRIVILEGED_KEY}
+    return replace(env_spec, observation=kept)
 
 
 def default_out(header: Mapping[str, Any]) -> Path:

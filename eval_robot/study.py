@@ -1,0 +1,324 @@
+"""`egoarm study`: encoders x tasks x training seeds as independent units of work, each kept when it is done.
+
+<out>/demos/<task>.hdf5                                      one file a task, for all rows
+<out>/features/                                              computed once an encoder and task
+<out>/policies/<task>/<row>/<readout>-<demonstrations>-<seed>
+<out>/reports/<level>/<readout>-<demonstrations>/<task>/<row>-<seed>.jsonl
+
+A unit is one policy and its evaluation at one or more levels. Units go in the order of their training seeds, so that a study that is stopped
+holds all rows of all tasks for the seeds that are done.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from envs.tasks import find_level, find_task
+from eval_robot.rollout import EvalConfig, evaluated
+from eval_robot.rollout import run as evaluate
+from policies.demos.collect import DemosConfig
+from policies.demos.collect import run as collect
+from policies.readouts import READOUTS
+from policies.train import TrainConfig
+from policies.train import run as train
+from pretrain.artifact import atomic_write_text
+from pretrain.launch import LAUNCHERS, launcher
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow:
+    """What a row's policies are trained with; all else is the same for every row.
+
+    Attributes:
+        encoder: as `egoarm train` takes it; {name} is a directory of StudyConfig.encoders.
+        state_keys: None: proprioception.
+        steps: of training; None: the study's. Networks that are trained end to end cost far more a step.
+    """
+
+    encoder: str
+    adaptation: str = "frozen"
+    state_keys: tuple[str, ...] | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """The grid.
+
+    Attributes:
+        only: rows that are run and shown; None: all.
+        reference: the row that all others are paired with.
+        pairs: pairs of rows compared besides.
+        cameras: of each task's own, the first so many.
+        level: appearance of the demonstrations and of the main evaluation; `shifts` are evaluated on top of it.
+        counts: numbers of demonstrations besides all of them.
+        readouts: the first is used throughout, the others at the level with all demonstrations.
+    """
+
+    out: str
+    publish: str | None
+    split: str
+    tasks: tuple[str, ...]
+    rows: Mapping[str, StudyRow]
+    only: tuple[str, ...] | None
+    encoders: Mapping[str, str]
+    reference: str
+    pairs: tuple[tuple[str, ...], ...]
+    seeds: tuple[int, ...]
+    level: str
+    cameras: int
+    shifts: tuple[str, ...]
+    counts: tuple[int, ...]
+    readouts: tuple[str, ...]
+    retries: int
+    launcher: str
+    workers: int
+    ray_address: str
+    demos: DemosConfig
+    train: TrainConfig
+    eval: EvalConfig
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "rows", "seeds", "readouts"):
+            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least one, each once")
+        for task in self.tasks:
+            find_task(task)
+        for level in self.levels:
+            find_level(level)
+        named = {
+            "only": self.only or (),
+            "reference": (self.reference,),
+            "pairs": [r for pair in self.pairs for r in pair],
+        }
+        for name, rows in named.items():
+            if unknown := [row for row in rows if row not in self.rows]:
+                raise ValueError(f"{name}= names {', '.join(unknown)}; rows= holds: {', '.join(self.rows)}")
+        if self.reference not in self.chosen:
+            raise ValueError(
+                f"only={list(self.chosen)} lacks the reference {self.reference!r}; name another reference="
+            )
+        if any(len(pair) != 2 for pair in self.pairs):
+            raise ValueError(f"pairs={self.pairs}: expected [[row, row], ...]")
+        if unknown := [name for name in self.readouts if name not in READOUTS]:
+            raise ValueError(f"readouts={unknown}: expected some of {', '.join(READOUTS)}")
+        if too_many := [count for count in self.counts if not 1 <= count < self.demos.episodes]:
+            raise ValueError(f"counts={too_many}: expected 1 to {self.demos.episodes - 1}, fewer than demos.episodes")
+        if self.launcher not in LAUNCHERS:
+            raise ValueError(f"launcher={self.launcher}: expected one of {', '.join(LAUNCHERS)}")
+        if self.retries < 0 or self.workers < 0 or self.cameras < 1:
+            raise ValueError(
+                f"retries={self.retries}, workers={self.workers}, cameras={self.cameras}: expected 0 or more, cameras 1 or more"
+            )
+        for label, row in self.rows.items():
+            try:
+                row.encoder.format(**self.encoders)
+            except KeyError as error:
+                raise ValueError(f"rows.{label}.encoder={row.encoder}: encoders= has no {error}") from None
+
+    @property
+    def chosen(self) -> dict[str, StudyRow]:
+        """The rows that are run and shown, in the table's order."""
+        return {label: row for label, row in self.rows.items() if self.only is None or label in self.only}
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return (self.level, *(f"{self.level}+{shift}" for shift in self.shifts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One policy and the levels it is evaluated at."""
+
+    task: str
+    row: str
+    readout: str
+    demonstrations: int
+    seed: int
+    levels: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}, {self.row}, {self.readout}, {self.demonstrations} demonstrations, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class StudyPaths:
+    """Where a study keeps things."""
+
+    out: Path
+
+    def demos(self, task: str) -> Path:
+        return self.out / "demos" / f"{_slug(task)}.hdf5"
+
+    def policy(self, unit: Unit) -> Path:
+        folder = self.out / "policies" / _slug(unit.task) / _slug(unit.row)
+        return folder / f"{unit.readout}-{unit.demonstrations}-{unit.seed}"
+
+    def report(self, unit: Unit, level: str) -> Path:
+        folder = self.out / "reports" / level / f"{unit.readout}-{unit.demonstrations}" / _slug(unit.task)
+        return folder / f"{_slug(unit.row)}-{unit.seed}.jsonl"
+
+
+def _slug(name: str) -> str:
+    return "-".join("".join(letter if letter.isalnum() else " " for letter in name).split()).lower()
+
+
+def units(config: StudyConfig) -> list[Unit]:
+    """All units: by training seed, the main cells first, then other numbers of demonstrations and other read-outs."""
+    main, every = config.readouts[0], config.demos.episodes
+    found = []
+    for seed in config.seeds:
+        shapes = [(main, every, config.levels)]
+        shapes += [(main, count, (config.level,)) for count in sorted(config.counts, reverse=True)]
+        shapes += [(readout, every, (config.level,)) for readout in config.readouts[1:]]
+        for readout, count, levels in shapes:
+            for task in config.tasks:
+                for row in config.chosen:
+                    if readout != main and config.rows[row].encoder == "none":
+                        continue  # without images there is nothing to read out
+                    found.append(
+                        Unit(task=task, row=row, readout=readout, demonstrations=count, seed=seed, levels=levels)
+                    )
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of one try of a unit: an empty error if it is done."""
+
+    seconds: float
+    error: str = ""
+    trace: str = field(default="", repr=False)
+
+
+def run(config: StudyConfig) -> int:
+    """Run what is not there yet; 0, or 1 if units failed. What is done is published whatever failed."""
+    from eval_robot.study_pages import publish
+
+    out = Path(config.out)
+    paths = StudyPaths(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for task in config.tasks:
+        collect(
+            replace(config.demos, task=task, level=config.level, out=str(paths.demos(task)), workers=config.workers)
+        )
+    todo = [unit for unit in units(config) if not _is_done(config, unit)]
+    everything = len(units(config))
+    print(f"study: {everything} policies, {everything - len(todo)} are done")
+    failed = _run_all(config, todo)
+    for unit, outcome in failed:
+        print(f"study: FAILED {unit.name}: {outcome.error}")
+    if failed:
+        atomic_write_text(out / "failures.json", json.dumps([{**asdict(u), **asdict(o)} for u, o in failed], indent=2))
+        print(
+            f"study: {len(failed)} of {everything} failed (traces in {out / 'failures.json'}); run again to try them again"
+        )
+    else:
+        (out / "failures.json").unlink(missing_ok=True)
+    publish(config)
+    return 1 if failed else 0
+
+
+def _run_all(config: StudyConfig, todo: Sequence[Unit]) -> list[tuple[Unit, Outcome]]:
+    """Every unit at most 1 + retries times; those that failed in the end."""
+    waiting, failed = list(range(len(todo))), {}
+    with launcher(config) as run_units, tqdm(total=len(todo), desc="study", unit="policy", disable=None) as progress:
+        for attempt in range(1 + config.retries):
+            failed = {}
+            for index, outcome in run_units(partial(_work, config, tuple(todo)), waiting):
+                if outcome.error:
+                    failed[index] = outcome
+                    left = "to be tried again" if attempt < config.retries else "given up"
+                    progress.write(f"study: {todo[index].name}: {outcome.error} ({left})")
+                else:
+                    progress.update(1)
+            waiting = sorted(failed)
+            if not waiting:
+                break
+    return [(todo[index], failed[index]) for index in waiting]
+
+
+def _work(config: StudyConfig, todo: Sequence[Unit], index: int) -> Outcome:
+    """One unit, in a worker; a failure is an outcome and not the end of the study."""
+    start = time.monotonic()
+    try:
+        run_unit(config, todo[index])
+    except (Exception, SystemExit) as error:
+        return Outcome(
+            seconds=time.monotonic() - start,
+            error=f"{type(error).__name__}: {error}",
+            trace=traceback.format_exc(),
+        )
+    return Outcome(seconds=time.monotonic() - start)
+
+
+def run_unit(config: StudyConfig, unit: Unit) -> None:
+    """Train the policy and evaluate it; what is there is kept."""
+    train(_train_config(config, unit))
+    for level in unit.levels:
+        cell = _eval_config(config, unit, level)
+        if not evaluated(cell):
+            evaluate(cell)
+
+
+def _demos_config(config: StudyConfig, task: str) -> DemosConfig:
+    return replace(
+        config.demos,
+        task=task,
+        level=config.level,
+        cameras=find_task(task).cameras[: config.cameras],
+        workers=config.workers,
+        out=str(StudyPaths(Path(config.out)).demos(task)),
+    )
+
+
+def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
+    paths, row = StudyPaths(Path(config.out)), config.rows[unit.row]
+    every = unit.demonstrations == config.demos.episodes
+    backbone = replace(config.train.backbone, readout=unit.readout, adaptation=row.adaptation)
+    return replace(
+        config.train,
+        demos=str(paths.demos(unit.task)),
+        demonstrations=None if every else unit.demonstrations,
+        encoder=row.encoder.format(**config.encoders),
+        state_keys=row.state_keys,
+        backbone=backbone,
+        steps=row.steps or config.train.steps,
+        label=unit.row,
+        seed=unit.seed,
+        # A random encoder's weights are drawn anew with each training seed.
+        encoder_seed=unit.seed,
+        cache=str(paths.out / "features"),
+        out=str(paths.policy(unit)),
+    )
+
+
+def _eval_config(config: StudyConfig, unit: Unit, level: str) -> EvalConfig:
+    paths = StudyPaths(Path(config.out))
+    # Only the first training seed is filmed, and only at the level itself.
+    filmed = config.eval.videos if unit.seed == config.seeds[0] and level == config.level else 0
+    return replace(
+        config.eval,
+        policy=str(paths.policy(unit)),
+        task=unit.task,
+        level=level,
+        split=config.split,
+        label=unit.row,
+        videos=filmed,
+        out=str(paths.report(unit, level)),
+    )
+
+
+def _is_done(config: StudyConfig, unit: Unit) -> bool:
+    """Whether all of its reports are there. That they are of these settings is checked by `publish`, and by `egoarm train` of what is run."""
+    paths = StudyPaths(Path(config.out))
+    return all(paths.report(unit, level).is_file() for level in unit.levels)
