@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import eval_robot.rollout as rollout_module
-from egoarm import main
+from egoarm import COMMANDS, compose, main
 from eval_robot.compare import compare
 from eval_robot.records import EpisodeRecord, EvalReport, load_report
+from eval_robot.rollout import evaluated
 from eval_robot.sequential import SequentialTest
 from eval_robot.stopping import Stopping, make_stopping
 from policies.act import ACTConfig
@@ -127,6 +128,10 @@ def test_an_evaluation_stops_and_says_what_it_decided(
     assert "/sequential-at-" in report.header["protocol"]
     with pytest.raises(ValueError, match="their protocol differs"):
         compare([report, EvalReport(header={**fixed.header, "label": "b"}, episodes=fixed.episodes)])
+
+    again = [*words(policy, tmp_path / "one.jsonl", *sequential, "envs=1")[1:]]
+    assert evaluated(compose(COMMANDS["eval"], again)), "there is nothing to do again"
+    assert not evaluated(compose(COMMANDS["eval"], [*again, "alpha=0.01"]))
 
     # Side by side, and killed on the way: the same report.
     assert main(words(policy, tmp_path / "many.jsonl", *sequential, "envs=8")) == 0
