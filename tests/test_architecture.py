@@ -67,3 +67,20 @@ def test_every_config_belongs_to_a_command(path: Path) -> None:
 
     assert path.stem in {command.config for command in COMMANDS.values()}
     assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+def test_every_file_of_a_package_is_installed() -> None:
+    """What is no Python file must be named in pyproject's package-data, or it is missing after `pip install`."""
+    import tomllib
+
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    for package in ("envs", "pretrain", "policies", "eval_robot", "configs"):
+        named = {
+            path for pattern in setuptools["package-data"].get(package, []) for path in (ROOT / package).glob(pattern)
+        }
+        files = {ROOT / line for line in tracked.stdout.splitlines() if line.startswith(f"{package}/")}
+        missing = {path for path in files if path.suffix != ".py" and path.exists()} - named
+        assert not missing, f"tool.setuptools.package-data.{package} does not name {sorted(map(str, missing))}"
