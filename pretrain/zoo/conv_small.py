@@ -91,7 +91,7 @@ class ConvSmallEncoder(VideoEncoder):
         return encoder
 
     def features(self, x: Float[Tensor, "B 1 3 H W"]) -> EncoderOutput:
-        image = x[:, 0].contiguous(memory_format=torch.channels_last)  # a fifth faster than channels first on a CPU
+        image = x[:, 0].contiguous(memory_format=torch.channels_last)  # 15 % faster than channels first on a CPU
         tokens = self.layers(image).flatten(2).transpose(1, 2)
         return EncoderOutput(tokens=tokens, pooled=tokens.mean(dim=1), grid=self.spec.grid)
 
