@@ -76,7 +76,7 @@ def run(config: PlanConfig) -> None:
 
 
 def plan(config: PlanConfig, training_seeds: int, seconds: float) -> Plan:
-    """The least number of episodes by the normal approximation, checked by simulation."""
+    """The least number of episodes by the formula, checked by simulation."""
     model = config.model(training_seeds)
     episodes = model.episodes_for(config.power, config.alpha)
     if episodes is None:

@@ -11,14 +11,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, sqrt
+from math import sqrt
 
 import numpy as np
 from jaxtyping import Bool
 from scipy.optimize import brentq
-from scipy.stats import multivariate_normal, norm
+from scipy.stats import multivariate_normal, nct, norm, t
 
 from eval_robot.bootstrap import paired_bootstrap
+from eval_robot.protocol import SEED_RANGES
+
+# Seeds of one split: no policy can be evaluated on more.
+MOST_EPISODES = len(SEED_RANGES["test"])
 
 
 def both_succeed(first: float, second: float, correlation: float) -> float:
@@ -98,26 +102,55 @@ class Model:
     def _variance_terms(self) -> tuple[float, float]:
         """(a, b) of the variance a + b / episodes: a is what no number of episodes removes."""
         slope = 0.0
-        for rate, spread in zip(self.rates, self.spreads, strict=True):
-            same_episode = both_succeed(rate, rate, self._shared(spread, spread)) - rate**2
-            slope += (rate * (1 - rate) - self.seed_sd**2 + (self.seeds - 1) * same_episode) / self.seeds
+        for rate, spread, residual in zip(self.rates, self.spreads, self._residuals, strict=True):
+            slope += residual / self.seeds + both_succeed(rate, rate, self._shared(spread, spread)) - rate**2
         first, second = self.rates
         slope -= 2 * (both_succeed(first, second, self._shared(*self.spreads)) - first * second)
         return 2 * self.seed_sd**2 / (self.seeds * self.tasks), slope / self.tasks
 
+    @cached_property
+    def _residuals(self) -> tuple[float, float]:
+        """Variance of one outcome of each row beyond what its training seed and its episode explain."""
+        first, second = (
+            rate - self.seed_sd**2 - both_succeed(rate, rate, self._shared(spread, spread))
+            for rate, spread in zip(self.rates, self.spreads, strict=True)
+        )
+        return first, second
+
     def _shared(self, first: float, second: float) -> float:
         return self.correlation / sqrt((1 + first**2) * (1 + second**2))
 
-    def power(self, episodes: float, alpha: float = 0.05) -> float:
-        """The chance that a two-sided test at `alpha` finds a difference, by the normal approximation."""
-        shift, limit = abs(self.gain) / sqrt(self.variance(episodes)), norm.ppf(1 - alpha / 2)
-        return float(norm.cdf(shift - limit) + norm.cdf(-shift - limit))
+    def _freedom(self, episodes: int) -> float:
+        """Satterthwaite's degrees of freedom of the variance that the bootstrap is calibrated to, from its expected mean squares."""
+        uncertainty = (self._variance_terms[1] / episodes) ** 2 / (self.tasks * (episodes - 1))
+        if self.seeds > 1:
+            for residual in self._residuals:
+                noise = residual / episodes / (self.seeds * self.tasks)
+                by_seed = self.seed_sd**2 / (self.seeds * self.tasks) + noise
+                uncertainty += (by_seed**2 + noise**2 / (episodes - 1)) / (self.tasks * (self.seeds - 1))
+        return self.variance(episodes) ** 2 / uncertainty
+
+    def power(self, episodes: int, alpha: float = 0.05) -> float:
+        """The chance that a two-sided test at `alpha` finds the gain, by the noncentral t distribution.
+
+        Raises:
+            ValueError: with fewer than two episodes, which show no variance.
+        """
+        if episodes < 2:
+            raise ValueError(f"episodes={episodes}: expected at least two")
+        freedom = self._freedom(episodes)
+        return float(nct.sf(t.ppf(1 - alpha / 2, freedom), freedom, abs(self.gain) / sqrt(self.variance(episodes))))
 
     def episodes_for(self, power: float, alpha: float = 0.05) -> int | None:
-        """The least number of episodes a policy and task for `power`, or None if training seeds alone differ too much for any number."""
-        floor, slope = self._variance_terms
-        wanted = (self.gain / (norm.ppf(1 - alpha / 2) + norm.ppf(power))) ** 2
-        return None if wanted <= floor else max(2, ceil(slope / (wanted - floor)))
+        """The least number of episodes a policy and task for `power`, or None if training seeds differ too much for any number."""
+        enough = MOST_EPISODES
+        if self.power(enough, alpha) < power:
+            return None
+        few = 1
+        while enough - few > 1:
+            middle = (few + enough) // 2
+            few, enough = (few, middle) if self.power(middle, alpha) >= power else (middle, enough)
+        return enough
 
     def simulated_power(self, episodes: int, *, alpha: float, studies: int, resamples: int, seed: int) -> float:
         """The share of `studies` drawn from the model in which the paired bootstrap finds the first row better or worse, as it is."""
