@@ -24,8 +24,8 @@ REQUIRED_RATE = 0.9
 # What differs from each policy's own recipe (POLICIES in policies/policy.py): networks and budgets that one core trains in minutes.
 SETTINGS: dict[str, list[str]] = {
     "bc": [],
-    "act": ["act.width=64", "act.feedforward=128", "epochs=60"],
-    "diffusion": ["diffusion.unet.channels=[32,64]", "epochs=150", "batch_size=128"],
+    "act": ["act.width=64", "act.feedforward=128", "chunk_steps=8", "epochs=100", "lr=0.001"],
+    "diffusion": ["epochs=200", "batch_size=128", "lr=0.001", "execute_steps=4"],
 }
 
 

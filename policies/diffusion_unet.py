@@ -21,12 +21,15 @@ class UNetDenoiserConfig:
         kernel: of the convolutions, odd.
         groups: of the group normalization.
         level_width: of the embedding of the noise level.
+        condition_width: of the embedding of the condition. Without one, FiLM's nonlinearity would see standardized state as it is, and bend
+            what lies below the mean into almost nothing.
     """
 
     channels: tuple[int, ...] = (64, 128)
     kernel: int = 5
     groups: int = 8
     level_width: int = 64
+    condition_width: int = 128
 
     def __post_init__(self) -> None:
         if not self.channels or any(count < 1 or count % self.groups for count in self.channels):
@@ -35,8 +38,10 @@ class UNetDenoiserConfig:
             )
         if self.kernel < 1 or self.kernel % 2 == 0:
             raise ValueError(f"diffusion.unet.kernel={self.kernel}: expected a positive odd number")
-        if self.level_width < 2:
-            raise ValueError(f"diffusion.unet.level_width={self.level_width}: expected at least 2")
+        if self.level_width < 2 or self.condition_width < 1:
+            raise ValueError(
+                f"diffusion.unet.level_width={self.level_width}, condition_width={self.condition_width}: expected at least 2 and 1"
+            )
 
 
 class UNetDenoiser(nn.Module):
@@ -47,7 +52,9 @@ class UNetDenoiser(nn.Module):
         self.config = config
         width = config.level_width
         self.level = nn.Sequential(nn.Linear(width, 4 * width), nn.Mish(), nn.Linear(4 * width, width))
-        context = width + condition_dim
+        wide = config.condition_width
+        self.condition = nn.Sequential(nn.Linear(condition_dim, wide), nn.Mish(), nn.Linear(wide, wide))
+        context = width + wide
         self.down, self.shrink, self.up, self.grow = (nn.ModuleList() for _ in range(4))
         before = action_dim
         for depth, count in enumerate(config.channels):
@@ -66,7 +73,7 @@ class UNetDenoiser(nn.Module):
         self, noisy: Float[Tensor, "B Ta A"], levels: Int[Tensor, " B"], condition: Condition
     ) -> Float[Tensor, "B Ta A"]:
         embedded = self.level(sinusoids(levels, self.config.level_width))
-        context = torch.cat([embedded, condition.vector], dim=-1)
+        context = torch.cat([embedded, self.condition(condition.vector)], dim=-1)
         x = noisy.transpose(1, 2)
         kept = []
         for depth, stage in enumerate(self.down):
