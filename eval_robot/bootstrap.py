@@ -10,16 +10,24 @@ intervals of a mean up to 1.7 times too wide. Means are therefore calibrated: th
 unbiased variance of the crossed design (two-way analysis of variance: Searle, Casella and McCulloch 1992, chapter 4), with
 Satterthwaite's degrees of freedom (1946) for how well so many training seeds and episodes show it.
 One training seed says nothing of the spread between seeds: intervals of S = 1 hold for these very policies only.
+
+Where nearly all outcomes are alike, resampling sees too little: of no failures it says that there are none. With fewer than ten of the
+rarer kind, an interval is therefore at least as wide as Wilson's of these episodes; and a difference that fewer episodes make than a
+sign test needs is not told from none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import norm, t, trim_mean
+from statsmodels.stats.proportion import proportion_confint
+
+# Outcomes of the rarer kind below which a table is too one-sided for resampling alone.
+_FEW = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +83,21 @@ def paired_bootstrap(
         terms = [(a.astype(float) - b,) if seeds_paired else (a.astype(float), -b.astype(float)) for a, b in pairs]
         differences = np.clip(_calibrated(value, differences, terms, over_tasks, confidence), -1, 1)
     beyond = 1 + min(int((differences <= 0).sum()), int((differences >= 0).sum()))
-    p_value = min(1.0, 2 * beyond / (resamples + 1))
-    return Difference(**vars(_estimate(value, differences, confidence, draw)), p_value=p_value)
+    telling = sum(np.count_nonzero(a.sum(axis=0) * len(b) != b.sum(axis=0) * len(a)) for a, b in pairs)
+    # The least p value that a sign test of the episodes that differ can have.
+    p_value = min(1.0, max(2 * beyond / (resamples + 1), 2.0 ** (1 - telling)))
+    found = _estimate(value, differences, confidence, draw)
+    low, high = found.low, found.high
+    if calibrated and telling < _FEW:
+        wins, losses = (
+            [(a.astype(float).mean(axis=0) * (1 - b.mean(axis=0))) for a, b in side]
+            for side in (pairs, [(b, a) for a, b in pairs])
+        )
+        more, less = _score_widths(wins, confidence), _score_widths(losses, confidence)
+        low, high = min(low, value - np.hypot(more[0], less[1])), max(high, value + np.hypot(more[1], less[0]))
+    if calibrated and p_value >= 1 - confidence:
+        low, high = min(low, 0.0), max(high, 0.0)
+    return Difference(**{**vars(found), "low": float(max(low, -1)), "high": float(min(high, 1))}, p_value=p_value)
 
 
 def pooled_bootstrap(
@@ -96,7 +117,13 @@ def pooled_bootstrap(
     if calibrated:
         terms = [(row.astype(float),) for row in rates]
         means = np.clip(_calibrated(value, means, terms, over_tasks, confidence), 0, 1)
-    return _estimate(value, means, confidence, draw)
+    found = _estimate(value, means, confidence, draw)
+    successes = sum(int(row.sum()) for row in rates)
+    if calibrated and min(successes, sum(row.size for row in rates) - successes) < _FEW:
+        below, above = _score_widths([row.mean(axis=0) for row in rates], confidence)
+        low, high = min(found.low, value - below), max(found.high, value + above)
+        found = replace(found, low=float(max(low, 0)), high=float(min(high, 1)))
+    return found
 
 
 def iqm_bootstrap(
@@ -195,6 +222,17 @@ class _Resampler:
             means = counts.astype(float) @ row.T / episodes
             rates.append(np.take_along_axis(means, seeds, axis=1))
         return rates
+
+
+def _score_widths(columns: Sequence[Float[np.ndarray, " E"]], confidence: float) -> tuple[float, float]:
+    """How far below and above the mean over tasks Wilson's intervals of each task's episodes reach, added in squares (Newcombe 1998)."""
+    below, above = [], []
+    for column in columns:
+        rate, episodes = float(column.mean()), len(column)
+        low, high = proportion_confint(rate * episodes, episodes, alpha=1 - confidence, method="wilson")
+        below.append(rate - low)
+        above.append(high - rate)
+    return float(np.linalg.norm(below)) / len(columns), float(np.linalg.norm(above)) / len(columns)
 
 
 def _calibrated(
