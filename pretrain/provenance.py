@@ -53,7 +53,8 @@ def make_provenance(
         "format_version": FORMAT_VERSION,
         "git_sha": commit,
         "git_dirty": dirty,
-        "argv": list(sys.argv if argv is None else argv),
+        # The program by its name: where it lies says more of the machine than of the run.
+        "argv": [Path(sys.argv[0]).name, *sys.argv[1:]] if argv is None else list(argv),
         "seed": seed,
         "python": platform.python_version(),
         "packages": _package_versions(),
