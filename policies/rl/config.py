@@ -17,12 +17,17 @@ SELECTION_SEEDS = range(100_000, 200_000)
 
 @dataclass(frozen=True, kw_only=True)
 class SACConfig:
-    """SAC's settings; `updates_per_step` gradient steps a step, `shift_pixels` of random shift of images under trained eyes."""
+    """SAC's settings; `updates_per_step` gradient steps a step, `shift_pixels` of random shift of images under trained eyes.
+
+    The learning rate is constant up to the share `decay_from` of the steps and falls linearly to zero from there: the policy is the last one, and at
+    a constant rate the critics now and then lose what they have learned within a few hundred updates.
+    """
 
     steps: int = 12_000
     n_envs: int = 8
     discount: float = 0.9
     learning_rate: float = 1e-3
+    decay_from: float = 0.5
     batch_size: int = 64
     buffer_steps: int = 100_000
     random_steps: int = 500
@@ -46,6 +51,8 @@ class SACConfig:
             raise ValueError(
                 f"sac.discount={self.discount}, sac.target_rate={self.target_rate}: expected [0, 1) and (0, 1]"
             )
+        if not 0 <= self.decay_from <= 1:
+            raise ValueError(f"sac.decay_from={self.decay_from}: expected 0 to 1; 1 keeps the learning rate")
         if self.shift_pixels < 0:
             raise ValueError(f"sac.shift_pixels={self.shift_pixels}: expected at least 0")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -52,7 +52,7 @@ def make_learner(
         learner = SharedEyesSAC(
             SharedEyesPolicy,
             env,
-            learning_rate=config.learning_rate,
+            learning_rate=_falling(config.learning_rate, config.decay_from),
             buffer_size=min(config.buffer_steps, config.steps),
             learning_starts=config.random_steps,
             batch_size=config.batch_size,
@@ -83,6 +83,15 @@ def make_learner(
         seed=seed,
         device=device,
     )
+
+
+def _falling(rate: float, decay_from: float) -> Callable[[float], float]:
+    """A schedule of stable-baselines3, whose argument is the share of the steps that is left."""
+
+    def at(left: float) -> float:
+        return rate if left >= 1 - decay_from else rate * max(left, 0.0) / (1 - decay_from)
+
+    return at
 
 
 def actor_layers(learner: Learner) -> nn.Sequential:

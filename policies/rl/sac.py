@@ -49,6 +49,8 @@ class SharedEyesSAC(SAC):
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
         """`gradient_steps` updates of critics, eyes, actor, temperature and targets (Haarnoja et al. 2018, arXiv 1812.05905)."""
         self.policy.set_training_mode(True)
+        assert self.ent_coef_optimizer is not None
+        self._update_learning_rate([self.actor.optimizer, self.critic.optimizer, self.ent_coef_optimizer])
         for _ in range(gradient_steps):
             self._update(batch_size)
         self._n_updates += gradient_steps

@@ -229,7 +229,7 @@ def test_the_critics_train_the_eyes_and_the_actor_does_not() -> None:
     policy = make_policy(config)
     with vector_env(config) as inner:
         env = normalized(ManipulationVecEnv(inner, policy.spec), policy, 0.9)
-        learner = make_learner(config.sac, env, policy, seed=0, device="cpu")
+        learner = make_learner(replace(config.sac, decay_from=1.0), env, policy, seed=0, device="cpu")
         learner.learn(60)
         eyes = {id(parameter) for parameter in learner.critic.features_extractor.parameters()}
         of_actor = {id(parameter) for group in learner.actor.optimizer.param_groups for parameter in group["params"]}
@@ -240,6 +240,20 @@ def test_the_critics_train_the_eyes_and_the_actor_does_not() -> None:
         learner.train(2, 8)
         after = list(learner.critic.features_extractor.parameters())
         assert any(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_learning_rate_falls_to_zero_at_the_end() -> None:
+    policy = make_policy(BASE)
+    with vector_env(BASE) as inner:
+        env = normalized(ManipulationVecEnv(inner, policy.spec), policy, 0.9)
+        learner = make_learner(
+            replace(BASE.sac, learning_rate=0.01, decay_from=0.25), env, policy, seed=0, device="cpu"
+        )
+        rates = [learner.lr_schedule(left) for left in (1.0, 0.75, 0.5, 0.0)]
+        assert rates == pytest.approx([0.01, 0.01, 0.01 * 2 / 3, 0.0])
+        learner.learn(60)
+        for optimizer in (learner.actor.optimizer, learner.critic.optimizer, learner.ent_coef_optimizer):
+            assert optimizer.param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-3)
 
 
 def test_shifts_move_whole_histories_and_repeat_the_border() -> None:
