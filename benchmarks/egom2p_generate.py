@@ -1,13 +1,15 @@
 """Seconds and memory of EgoM2P's generation against the authors' schedule restated plainly: python -m benchmarks.egom2p_generate
 
-python -m benchmarks.egom2p_generate --json generate.json     # Base: half an hour or more of one core, 10 GB of memory
+python -m benchmarks.egom2p_generate --json generate.json     # Base: an hour or more of one core, 16 GB of memory
 python -m benchmarks.egom2p_generate --check                  # exits 1 when a promise below is not kept
 python -m benchmarks.egom2p_generate --size tiny --tokens 640 # a trial of a minute
 
 rgb to camera and rgb to depth of one clip, all tokens of rgb given, at the authors' settings (3 linear roar steps, guidance
 2, temperature 0.01, top-p 0.8), on random weights. plain is `benchmarks.egom2p_plain`; exact and fast are the modes of
 `pretrain.egom2p.generate` as `egoarm predict` runs them: exact in float32, fast in bfloat16 where the device multiplies
-that; with --more also each in the other, and plain with the empty slots carried through the encoder. Each figure is from a
+that. plain carries the slots of the target that are still empty, and in guidance's second pass those of the condition,
+through the encoder, masked, as the authors' training does. With --more also each mode in the other precision, and
+plain-dropped, which leaves empty slots out, as the authors' generation does. Each figure is from a
 process of its own: its own CPU time, so that other programs disturb it less, and the peak of its resident memory as a whole,
 weights and libraries included. plain has its weights in memory, as torch.load leaves them; ours map the file, so that token
 tables that are not used are not read.
@@ -51,7 +53,7 @@ SEED = 0
 # over the temperature, with room.
 ROUNDING_SLACK = 0.01
 
-PLAIN = ("plain", "plain-padded")
+PLAIN = ("plain", "plain-dropped")
 RUNS = {
     "exact": {"mode": "exact"},
     "fast": {"mode": "fast", "precision": "auto"},
@@ -68,7 +70,7 @@ def main() -> int:
         print(json.dumps(_one(arguments, *arguments.one)))
         return 0
     config = _config(arguments)
-    variants = ["plain", "exact", "fast", *(["plain-padded", "exact-bf16", "fast-fp32"] if arguments.more else [])]
+    variants = ["plain", "exact", "fast", *(["plain-dropped", "exact-bf16", "fast-fp32"] if arguments.more else [])]
     with tempfile.TemporaryDirectory() as folder:
         _fresh(arguments, folder, "all", "weights")
         rate = _fresh(arguments, folder, "all", "rate")["flops_per_s"]
@@ -121,7 +123,7 @@ def _one(arguments: argparse.Namespace, task: str, variant: str) -> dict[str, An
     slack: list[float] = []
     meter, began, on_the_clock = PeakMeter(torch.device("cpu")), time.process_time(), time.perf_counter()
     if variant in PLAIN:
-        tokens, found = plain_generate(model, given, [target], seed=SEED, encode_padding=variant == "plain-padded")
+        tokens, found = plain_generate(model, given, [target], seed=SEED, encode_padding=variant == "plain")
         slack = found[task][0].tolist()
     else:
         tokens = generate(model, given, [target], seed=SEED, **RUNS[variant])
@@ -296,7 +298,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--size", default="base", choices=[name for name in SIZES], help="of the model")
     parser.add_argument("--tokens", type=int, default=5120, help="of rgb and of depth; 5120 are published")
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS, help="what is generated from rgb")
-    parser.add_argument("--more", action="store_true", help="also bfloat16, and plain with padding encoded")
+    parser.add_argument(
+        "--more", action="store_true", help="also each mode in the other precision, and plain without padding"
+    )
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--check", action="store_true", help="exit 1 when a promise is not kept")
