@@ -40,13 +40,14 @@ class StudyRow:
     Attributes:
         encoder: as `egoarm train` takes it; {name} is a directory of StudyConfig.encoders.
         state_keys: None: proprioception.
-        steps: of training; None: the study's. Networks that are trained end to end cost far more a step.
+        steps, batch_size: of training; None: the study's. Networks that are trained end to end cost far more a step.
     """
 
     encoder: str
     adaptation: str = "frozen"
     state_keys: tuple[str, ...] | None = None
     steps: int | None = None
+    batch_size: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +294,7 @@ def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
         state_keys=row.state_keys,
         backbone=backbone,
         steps=row.steps or config.train.steps,
+        batch_size=row.batch_size or config.train.batch_size,
         label=unit.row,
         seed=unit.seed,
         # A random encoder's weights are drawn anew with each training seed.
