@@ -322,7 +322,7 @@ def finding(evidence: Evidence) -> list[str]:
         else:
             verdict = "not distinguishable from it"
         sentences.append(
-            f"{first} against {second}: {points(estimate)} points of success over {len(design.tasks)} tasks: {verdict}."
+            f"{first} against {second}: {points(estimate)} points of success over {len(design.tasks)} task{'s' * (len(design.tasks) > 1)}: {verdict}."
         )
     return sentences
 
