@@ -58,9 +58,10 @@ def run(config: CompareConfig) -> int:
     if any(Path(path).is_dir() for path in config.reports):
         from eval_robot.study_pages import rebuild  # which draws with this module
 
-        if len(config.reports) > 1:
+        directory, *others = config.reports
+        if others:
             raise ValueError("a study's directory is compared alone: egoarm compare results/study")
-        return int(not rebuild(config.reports[0], config.out))
+        return int(not rebuild(directory, config.out))
     comparison = compare([load_report(path) for path in config.reports], config.reference)
     print_table(comparison)
     if config.out:

@@ -36,6 +36,7 @@ class EgoM2PEncoder(VideoEncoder):
     token)."""
 
     architecture = "egom2p"
+    positions: Tensor
 
     def __init__(self, model: EgoM2PConfig, video: FsqVideoConfig, *, name: str, frames: int = HISTORY_FRAMES) -> None:
         steps, left = divmod(frames - 1, video.temporal_compression)
