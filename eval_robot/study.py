@@ -113,6 +113,10 @@ class StudyConfig:
             raise ValueError(f"readouts={unknown}: expected some of {', '.join(READOUTS)}")
         if too_many := [count for count in self.counts if not 1 <= count < self.demos.episodes]:
             raise ValueError(f"counts={too_many}: expected 1 to {self.demos.episodes - 1}, fewer than demos.episodes")
+        if self.eval.stop != "fixed":
+            raise ValueError(
+                f"eval.stop={self.eval.stop}: rows of a study meet the same episodes, all of them; expected fixed"
+            )
         if self.launcher not in LAUNCHERS:
             raise ValueError(f"launcher={self.launcher}: expected one of {', '.join(LAUNCHERS)}")
         if self.retries < 0 or self.workers < 0 or self.cameras < 1:

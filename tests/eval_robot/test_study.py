@@ -207,6 +207,7 @@ def test_the_grid(tmp_path: Path) -> None:
         (["counts=[3]"], "counts="),
         (["readouts=[gird]"], "readouts="),
         (["launcher=slurm"], "launcher=slurm"),
+        (["eval.stop=sequential", "eval.episodes=20"], "eval.stop=sequential"),
         (["shifts=[camera-9]"], "camera-9"),
     ],
 )
