@@ -16,7 +16,7 @@ import torch
 
 MIB = 2**20
 # glibc keeps freed memory for later; with these, large blocks go back at once, so that the resident set is what is in use.
-_PROMPT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
+PROMPT_MALLOC = {"MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 def in_fresh_process(module: str, words: Sequence[str], *, threads: int) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def in_fresh_process(module: str, words: Sequence[str], *, threads: int) -> dict
         [sys.executable, "-m", module, *words],
         capture_output=True,
         text=True,
-        env=os.environ | _PROMPT_MALLOC | {"OMP_NUM_THREADS": str(threads)},
+        env=os.environ | PROMPT_MALLOC | {"OMP_NUM_THREADS": str(threads)},
     )
     if done.returncode:
         raise RuntimeError(f"{module} {' '.join(words)} failed:\n{done.stderr[-2000:]}")
