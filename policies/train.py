@@ -238,7 +238,12 @@ def _stored_config(config: TrainConfig, encoder: VideoEncoder | None, demos: Dem
         "backbone": asdict(config.backbone),
         config.policy: asdict(getattr(config, config.policy)),
         "encoder": described,
-        "demos": {"path": config.demos, "sha256": demos.sha256, "level": demos.level, "seeds": demos.seeds[: config.demonstrations]},
+        "demos": {
+            "path": config.demos,
+            "sha256": demos.sha256,
+            "level": demos.level,
+            "seeds": demos.seeds[: config.demonstrations],
+        },
     }
 
 
