@@ -210,12 +210,9 @@ def run(config: StudyConfig) -> int:
     from eval_robot.study_pages import publish
 
     out = Path(config.out)
-    paths = StudyPaths(out)
     out.mkdir(parents=True, exist_ok=True)
     for task in config.tasks:
-        collect(
-            replace(config.demos, task=task, level=config.level, out=str(paths.demos(task)), workers=config.workers)
-        )
+        collect(demos_config(config, task))
     todo = [unit for unit in units(config) if not _is_done(config, unit)]
     everything = len(units(config))
     print(f"study: {everything} policies, {everything - len(todo)} are done")
@@ -275,7 +272,8 @@ def run_unit(config: StudyConfig, unit: Unit) -> None:
             evaluate(cell)
 
 
-def _demos_config(config: StudyConfig, task: str) -> DemosConfig:
+def demos_config(config: StudyConfig, task: str) -> DemosConfig:
+    """How a task's demonstrations, the same for all rows, are collected."""
     return replace(
         config.demos,
         task=task,

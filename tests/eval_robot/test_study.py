@@ -183,6 +183,16 @@ def compose(tmp_path: Path, *words: str) -> StudyConfig:
     return egoarm.compose(egoarm.COMMANDS["study"], [*small, *words])
 
 
+def test_every_row_sees_the_same_cameras(tmp_path: Path) -> None:
+    assert study.demos_config(compose(tmp_path), "robosuite/lift").cameras == ("agentview",)
+    assert study.demos_config(compose(tmp_path, "cameras=2"), "robosuite/lift").cameras == (
+        "agentview",
+        "robot0_eye_in_hand",
+    )
+    made = study.demos_config(compose(tmp_path), "toy/reach")
+    assert (made.cameras, made.level, made.episodes) == (("front",), "clean", 3)
+
+
 def test_the_grid(tmp_path: Path) -> None:
     config = compose(tmp_path, "seeds=[3,4]", "readouts=[grid,pooled]", "shifts=[camera-1]")
     found = units(config)
