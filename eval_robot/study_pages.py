@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +50,7 @@ def publish(config: StudyConfig) -> Path | None:
         tasks=config.tasks, rows=tuple(config.chosen), reference=config.reference,
         pairs=tuple(pair for pair in config.pairs if set(pair) <= set(config.chosen)), level=config.level,
         shifts=config.shifts, readouts=config.readouts, demonstrations=config.demos.episodes, counts=config.counts,
-        command=" ".join(["egoarm", *sys.argv[1:]]),
+        command=shlex.join(["egoarm", *sys.argv[1:]]),
     )  # fmt: skip
     paths = {path: load_report(path) for path in sorted((out / "reports").rglob("*.jsonl"))}
     try:
