@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pretrain.egodtm.depth_losses import DEPTH_ERRORS, DEPTH_LOSSES, depth_divisor, masked_depth_loss, silog
@@ -112,7 +112,13 @@ def silog_slowly(p: list[float], t: list[float]) -> float:
     return sum(x * x for x in d) / len(d) - 0.85 * (sum(d) / len(d)) ** 2
 
 
+# Below it a map names no scale, as in the module under test; two pixels may by chance be so much alike.
+FLAT = 1e-8
+
+
 def ssi_slowly(p: list[float], t: list[float]) -> float:
+    if np.var(p) < FLAT:
+        return 0.5 * float(np.var(t))
     design = np.stack([p, np.ones(len(p))], axis=1)
     (scale, shift), *_ = np.linalg.lstsq(design, np.array(t), rcond=None)
     return 0.5 * float(np.mean((scale * np.array(p) + shift - np.array(t)) ** 2))
@@ -122,7 +128,7 @@ def ssi_trimmed_slowly(p: list[float], t: list[float]) -> float:
     def normalised(x: list[float]) -> list[float]:
         middle = sorted(x)[(len(x) - 1) // 2]  # the lower of two middle values, as torch has it
         deviation = sum(abs(a - middle) for a in x) / len(x)
-        return [(a - middle) / deviation if deviation else 0.0 for a in x]
+        return [(a - middle) / deviation if deviation >= FLAT else 0.0 for a in x]
 
     residuals = sorted(abs(a - b) for a, b in zip(normalised(p), normalised(t), strict=True))
     return 0.5 * sum(residuals[: len(p) - int(0.2 * len(p))]) / len(p)
@@ -162,6 +168,7 @@ def made_depth(
 
 @pytest.mark.parametrize("error", DEPTH_ERRORS)
 @settings(max_examples=15, deadline=None)
+@example(seed=113, share=0.15)
 @given(seed=SEEDS, share=st.sampled_from([0.15, 0.5, 1.0]))
 def test_depth_losses_are_their_plain_formulas(error: str, seed: int, share: float) -> None:
     stages, target, valid = made_depth(seed, valid_share=share)
