@@ -137,8 +137,7 @@ def iqm_bootstrap(
     """Interquartile mean, in [0, 1], of the success rates of all (task, training seed): the middle half of them.
 
     Agarwal et al. 2021, "Deep RL at the edge of the statistical precipice". Unlike there, episodes are resampled too: policies share
-    them, and intervals of training seeds alone covered 77 to 84 % of studies of ten tasks with 50 episodes. The plain percentile
-    interval, which covered 97 to 99 % of them: on the wide side.
+    them, and intervals of training seeds alone are too narrow. The plain percentile interval, on the wide side.
     """
     _check_row(rates)
     if over_tasks and len({len(row) for row in rates}) > 1:
@@ -161,7 +160,7 @@ def probability_of_improvement(
     """How likely a policy of `first` has a higher success rate than one of `second`, ties half: the mean over tasks (Agarwal et al. 2021).
 
     A policy is one training seed; 0.5 says that neither row is better. Arguments and errors are those of `paired_bootstrap`; the plain
-    percentile interval, as of `iqm_bootstrap` (it covered 99 % of studies of two equal rows).
+    percentile interval, as of `iqm_bootstrap`.
     """
     _check_pairs(first, second, seeds_paired=False)
     pairs = [*zip(first, second, strict=True)]
