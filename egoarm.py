@@ -51,6 +51,7 @@ COMMANDS: dict[str, Command] = {
     "tokenize store": Command("tokenize_store", "pretrain.egom2p.tokenizers.store:TokenStoreConfig", "pretrain.egom2p.tokenizers.store:run", "turn a clip store into tokens"),
     "demos": Command("demos", "policies.demos.collect:DemosConfig", "policies.demos.collect:run", "collect demonstrations with a scripted expert"),
     "demos audit": Command("demos_audit", "policies.demos.audit:AuditConfig", "policies.demos.audit:run", "how often each task's expert succeeds, over fresh seeds"),
+    "demos ceiling": Command("demos_ceiling", "policies.ceiling:CeilingConfig", "policies.ceiling:run", "an encoder that learned to read the simulator's state, to choose a study's tasks by"),
     "demos import": Command("demos_import", "policies.demos.importing:ImportConfig", "policies.demos.importing:run", "demonstrations of robomimic, MimicGen or R3M as a demonstration file"),
     "demos export": Command("demos_export", "policies.demos.lerobot:ExportConfig", "policies.demos.lerobot:run", "demonstrations as a LeRobot data set"),
     "train": Command("train", "policies.train:TrainConfig", "policies.train:run", "train a policy by imitation on an encoder's features"),

@@ -38,7 +38,7 @@ class StudyRow:
     """What a row's policies are trained with; all else is the same for every row.
 
     Attributes:
-        encoder: as `egoarm train` takes it; {name} is a directory of StudyConfig.encoders.
+        encoder: as `egoarm train` takes it; {name} is a directory of StudyConfig.encoders, in which {task} stands for the task's name.
         state_keys: None: proprioception.
         steps, batch_size: of training; None: the study's. Networks that are trained end to end cost far more a step.
     """
@@ -292,7 +292,7 @@ def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
         config.train,
         demos=str(paths.demos(unit.task)),
         demonstrations=None if every else unit.demonstrations,
-        encoder=row.encoder.format(**config.encoders),
+        encoder=row.encoder.format(**{k: v.replace("{task}", _slug(unit.task)) for k, v in config.encoders.items()}),
         state_keys=row.state_keys,
         backbone=backbone,
         steps=row.steps or config.train.steps,

@@ -11,6 +11,7 @@ from egoarm import COMMANDS, compose, main
 REQUIRED = {
     "demos": [],
     "demos audit": ["suite=toy"],
+    "demos ceiling": ["demos=x", "out=y"],
     "demos import": ["file=x", "task=toy/reach", "out=y"],
     "demos export": ["demos=x", "out=y"],
     "train": ["demos=x", "out=y"],
