@@ -44,7 +44,8 @@ class PretrainConfig:
     Attributes:
         model: one of MODELS; size: a row of VIDEO_SIZES.
         data: directory of a clip store; out: directory of the run.
-        init: CLIP weights that the towers start from, a file or timm:<model>, see pretrain/zoo/clip_weights.py; null = random.
+        init: CLIP weights that the towers start from, a file or timm:<model>, see pretrain/zoo/clip_weights.py, or the file
+            <run>/model/model.safetensors of an EgoDTM that goes on with these clips; null = random.
         seed: of the weights, the order of the clips, the augmentation and the choice of captions.
         overwrite: start again from nothing where `out` holds another run.
         frames: T; image_size: pixels, null = the size's own; stem: see VideoViTConfig; depth_scale: side of the depth

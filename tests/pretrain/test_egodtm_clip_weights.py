@@ -1,6 +1,7 @@
 """CLIP weights of others in our towers: the same features as the module they come from."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -222,6 +223,24 @@ def test_surprises_are_named(open_clip_model, change, words: str) -> None:
 def test_a_conv_stem_has_no_place_for_patches(open_clip_model) -> None:
     with pytest.raises(ValueError, match=r"no such tensors.*patch_embed.weight.*stem=patch"):
         load(nano(stem="conv"), open_clip_model.state_dict())
+
+
+def test_an_egodtm_goes_on_from_another(tmp_path: Path) -> None:
+    file = tmp_path / "model.safetensors"
+    first = nano()
+    save_file({name: value + 0.01 for name, value in first.state_dict().items()}, file)
+    second = nano()
+    assert initialise(second, str(file)) == [f"init={file}: goes on from an EgoDTM, {len(first.state_dict())} tensors"]
+    assert all(torch.equal(value, first.state_dict()[name] + 0.01) for name, value in second.state_dict().items())
+    twin = EgoDTM(dataclasses.replace(first.config, decoder=None))
+    assert initialise(twin, str(file))[1] == "  left out: the depth head"
+    assert torch.equal(twin.video_projection.weight, first.video_projection.weight + 0.01)
+    with pytest.raises(
+        ValueError, match=r"projection.weight is \[\d+, \d+\] there and .* here: an EgoDTM goes on only"
+    ):
+        initialise(nano(joint_dim=2 * JOINT), str(file))
+    with pytest.raises(ValueError, match=r"expected an EgoDTM of the same size and settings|goes on only with"):
+        initialise(nano(stem="conv"), str(file))
 
 
 def test_files(open_clip_model, tmp_path: Path) -> None:
