@@ -61,7 +61,7 @@ def run_synth(config: SynthConfig) -> None:
         partial(_generate, seed=config.seed, source=config.source),
         kind=KIND,
         seed=config.seed,
-        settings=asdict(config.source),
+        settings=_settings(config.source),
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
         n_clips=config.n,
         clips_per_shard=config.clips_per_shard,
@@ -73,6 +73,11 @@ def run_synth(config: SynthConfig) -> None:
         f"{f'made {made_clips}{kept}' if made_clips else 'already complete'}: {result.clips} clips in {result.shards} shards, {result.bytes / 1e6:.1f} MB, in {directory}\n"
         f"look at them: egoarm clips info {directory}"
     )
+
+
+def _settings(source: SyntheticConfig) -> dict:
+    """What the manifest holds; without robots it says nothing of them, so that older stores go on."""
+    return {name: value for name, value in asdict(source).items() if name != "robots" or value}
 
 
 def _check_installed() -> None:

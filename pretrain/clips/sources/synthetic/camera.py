@@ -19,6 +19,8 @@ HEAD_LAG_S = 0.22  # time constant of each of the two low-pass stages from eyes 
 HEAD_SHARE = 0.55  # how much of a gaze shift the head takes over
 SACCADE_S = 0.045
 GAZE_NOISE_DEGREES = 0.35
+WATCHING_M = (0.6, 1.8)  # of somebody who watches, from the middle of the work area, level
+WATCHING_HEIGHT_M = (0.3, 1.3)  # of the eyes, above the table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +96,34 @@ def draw_rig(rng: np.random.Generator, plan: Plan, duration: float) -> HeadRig:
     return HeadRig(eye=eye[keep], look=look[keep], roll=roll[keep], lean=lean[keep], shoulder=shoulder)
 
 
+def draw_watching_rig(rng: np.random.Generator, plan: Plan, duration: float) -> HeadRig:
+    """Draws somebody who stands anywhere around the work area and watches; the head moves as that of `draw_rig`."""
+    warm_up = 1.5
+    times = np.arange(-warm_up, duration + 3 * STEP_S, STEP_S)
+    points = np.array([looked_at(plan, max(time, 0.0)) for time in times])
+    middle = 0.5 * points.mean(axis=0) + 0.5 * np.array([0.0, 0.05, 0.12]) + rng.normal(size=3) * [0.07, 0.07, 0.05]
+    share = float(rng.uniform(0.1, HEAD_SHARE))
+    wanted = share * points + (1 - share) * middle
+    smooth = np.empty_like(wanted)
+    first = second = wanted[0]
+    for index, point in enumerate(wanted):
+        first = first + (point - first) * STEP_S / HEAD_LAG_S
+        second = second + (first - second) * STEP_S / HEAD_LAG_S
+        smooth[index] = second
+    angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(*WATCHING_M)
+    rest = middle + distance * np.array([np.cos(angle), np.sin(angle), 0.0])
+    rest[2] = rng.uniform(*WATCHING_HEIGHT_M)
+    still = float(rng.choice([0.15, 1.0, 1.0]))  # some stand as still as a tripod
+    eye = rest + still * np.stack([_wander(rng, times, amplitude=size) for size in (0.012, 0.012, 0.005)], axis=1)
+    look = smooth - eye
+    look /= np.linalg.norm(look, axis=1, keepdims=True)
+    look += still * np.stack([_wander(rng, times, amplitude=0.012) for _ in range(3)], axis=1)
+    roll = still * (_wander(rng, times, amplitude=0.02) + rng.normal() * 0.03)
+    keep = slice(round(warm_up / STEP_S), None)
+    nobody = {side: rest for side in SIDES}
+    return HeadRig(eye=eye[keep], look=look[keep], roll=roll[keep], lean=(eye - rest)[keep], shoulder=nobody)
+
+
 def looked_at(plan: Plan, time: float) -> np.ndarray:
     """The world point that the eyes are aimed at, without noise."""
     current: PointAt = plan.looks[0][1]
@@ -114,6 +144,11 @@ def project(point: np.ndarray, world_from_camera: np.ndarray, matrix: np.ndarray
     local = world_from_camera[:3, :3].T @ (point - world_from_camera[:3, 3])
     pixel = matrix @ local
     return np.array([pixel[0] / pixel[2], pixel[1] / pixel[2], local[2]])
+
+
+def inside(pixel: np.ndarray, size: int) -> bool:
+    """Whether what `project` gave is well within a picture of `size` pixels."""
+    return bool(pixel[2] > 0.1 and 0.03 * size < pixel[0] < 0.97 * size and 0.03 * size < pixel[1] < 0.97 * size)
 
 
 def gaze_track(

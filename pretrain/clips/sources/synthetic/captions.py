@@ -27,6 +27,42 @@ NARRATIONS: dict[str, str] = {
 }
 
 
+# The same, done by an arm that the wearer watches.
+WATCHED: dict[str, str] = {
+    "reach": "reach for the {t}",
+    "pick up": "pick up the {t}",
+    "put down": "put down the {t}",
+    "push": "push the {t}",
+    "stack": "put the {t} on the {o}",
+    "pull open": "pull open the {t}",
+    "push shut": "push the {t} shut",
+    "open door": "open the door of the {t}",
+    "open lid": "open the lid of the {t}",
+    "press": "press the {t}",
+    "turn": "turn the {t}",
+}
+
+
+def write_watching_captions(
+    rng: np.random.Generator, action: str, world: World, plan: Plan, facts: tuple[dict[str, Any], ...]
+) -> tuple[str, tuple[str, ...]]:
+    """(narration, one to four different captions) of an arm at work. Every clause of a caption is one fact."""
+    target = world.things[plan.target].label
+    names = {"t": target, "o": world.things[plan.other].label if plan.other is not None else ""}
+    narration = "#C C watches a robot arm " + WATCHED[action].format(**names)
+    relations = [fact for fact in facts if fact["type"] == "relation"]
+    moved = [_movement_clause(fact) for fact in facts if fact["type"] == "displacement" and fact["object"] == target]
+    captions: list[str] = []
+    first = _relation_clauses(rng, [fact for fact in relations if fact["frame"] == 0], target)
+    last = _relation_clauses(rng, [fact for fact in relations if fact["frame"] != 0], target)
+    for clauses in ((first,), tuple(moved[:2]), (f"at the end {last}" if last else "",), (first, *moved[:1])):
+        said = [clause for clause in clauses if clause]
+        text = "; ".join([narration, *said])
+        if (said or not captions) and text not in captions:
+            captions.append(text)
+    return narration, tuple(captions)
+
+
 def write_captions(
     rng: np.random.Generator, action: str, world: World, plan: Plan, facts: tuple[dict[str, Any], ...]
 ) -> tuple[str, tuple[str, ...]]:

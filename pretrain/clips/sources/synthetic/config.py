@@ -22,6 +22,8 @@ ACTIONS: tuple[str, ...] = (
     "turn",
 )
 SCENES = ("table", "counter")
+# Those that a robot arm does, too. Its planners are in robot_plan.py.
+ROBOT_ACTIONS = tuple(action for action in ACTIONS if action not in ("pour", "hand over"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,8 @@ class SyntheticConfig:
         actions: which rows of ACTIONS are drawn, in equal numbers.
         scenes: which scene kinds are drawn.
         quality: rendering quality, "fast" or "full".
+        robots: share of the clips in which somebody stands around a table and watches a robot arm, 0 to 1; `fov_degrees` and
+            `objects` do not bear on these. The other clips are what they are without it.
 
     Raises:
         ValueError: a value out of its range or an unknown name.
@@ -52,6 +56,7 @@ class SyntheticConfig:
     actions: tuple[str, ...] = ACTIONS
     scenes: tuple[str, ...] = SCENES
     quality: str = "fast"
+    robots: float = 0.0
 
     def __post_init__(self) -> None:
         def require(field: str, holds: bool, expected: str) -> None:
@@ -67,6 +72,7 @@ class SyntheticConfig:
         fewest, most = self.objects
         require("objects", 3 <= fewest <= most <= 8, "two counts in order, 3 to 8")
         require("quality", self.quality in ("fast", "full"), '"fast" or "full"')
+        require("robots", 0.0 <= self.robots <= 1.0, "a share of 0 to 1")
         for field, table in (("actions", ACTIONS), ("scenes", SCENES)):
             names = getattr(self, field)
             require(field, len(names) > 0, f"at least one of {', '.join(table)}")
@@ -75,6 +81,12 @@ class SyntheticConfig:
                     close = difflib.get_close_matches(name, table, n=1)
                     hint = f"; did you mean {close[0]!r}?" if close else ""
                     raise ValueError(f"SyntheticConfig.{field} has {name!r}; expected of {', '.join(table)}{hint}")
+
+        if self.robots > 0 and not set(self.actions) & set(ROBOT_ACTIONS):
+            raise ValueError(
+                f"SyntheticConfig.robots is {self.robots}, but a robot arm does none of {', '.join(self.actions)}; "
+                f"expected one of {', '.join(ROBOT_ACTIONS)} among the actions"
+            )
 
     @property
     def duration_s(self) -> float:

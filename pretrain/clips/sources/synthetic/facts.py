@@ -67,6 +67,24 @@ def spatial_facts(
     return tuple(facts)
 
 
+def watching_facts(
+    world: World,
+    plan: Plan,
+    rig: HeadRig,
+    times: np.ndarray,
+    segmentation: np.ndarray,
+    depth: np.ndarray,
+    matrix: np.ndarray,
+) -> tuple[dict[str, Any], ...]:
+    """The facts of a clip without hands: displacements, as the watcher sees left, right and away, and relations."""
+    forward = rig.world_from_camera(times[0])[:3, 2] * [1.0, 1.0, 0.0]
+    forward /= np.linalg.norm(forward)
+    facts = _displacements(world, plan, times, rig, np.array([[forward[1], -forward[0]], forward[:2]]))
+    for frame in (0, len(times) - 1):
+        facts += _relations(world, plan, rig, times, segmentation, depth, matrix, frame)
+    return tuple(facts)
+
+
 def _named(world: World, thing: int) -> dict[str, Any]:
     return {"object": world.things[thing].label, "object_id": 3 + thing}
 
@@ -123,7 +141,10 @@ def _hand_gap(world: World, plan: Plan, side: str, thing: int, time: float) -> f
     return max(world.distance(world.hand_geoms[side], world.thing_geoms[thing], 2.0), 0.0)
 
 
-def _displacements(world: World, plan: Plan, times: np.ndarray, rig: HeadRig) -> list[dict[str, Any]]:
+def _displacements(
+    world: World, plan: Plan, times: np.ndarray, rig: HeadRig, view_from_world: np.ndarray | None = None
+) -> list[dict[str, Any]]:
+    """`view_from_world` float64[2,2] gives right and away on the table where they are not the world's x and y."""
     facts = []
 
     def add(thing: int, direction: str, amount: float, unit: str) -> None:
@@ -136,6 +157,8 @@ def _displacements(world: World, plan: Plan, times: np.ndarray, rig: HeadRig) ->
     for thing, model in enumerate(world.things):
         first, last = plan.thing_pose(thing, times[0]), plan.thing_pose(thing, times[-1])
         x, y, z = last[:3, 3] - first[:3, 3]
+        if view_from_world is not None:
+            x, y = view_from_world @ [x, y]
         if abs(z) > 0.02:
             add(thing, "up" if z > 0 else "down", abs(z), "m")
         if abs(x) > 0.03:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pretrain.clips.schema import HAND_JOINTS, Clip
 from pretrain.clips.sources.synthetic.actions import ACTION_TABLE
-from pretrain.clips.sources.synthetic.camera import HeadRig, draw_rig, gaze_track, intrinsics, project
+from pretrain.clips.sources.synthetic.camera import HeadRig, draw_rig, gaze_track, inside, intrinsics, project
 from pretrain.clips.sources.synthetic.captions import write_captions
 from pretrain.clips.sources.synthetic.catalogue import CATEGORIES
 from pretrain.clips.sources.synthetic.config import SyntheticConfig
@@ -16,6 +16,7 @@ from pretrain.clips.sources.synthetic.facts import contact_state, spatial_facts
 from pretrain.clips.sources.synthetic.grasp import TOUCH_M, Infeasible
 from pretrain.clips.sources.synthetic.hands import SIDES
 from pretrain.clips.sources.synthetic.plan import Plan, with_distractors
+from pretrain.clips.sources.synthetic.robot_clip import generate_robot_clip, watches_robot
 from pretrain.clips.sources.synthetic.scene import build_world
 from pretrain.clips.sources.synthetic.world import World
 
@@ -121,15 +122,11 @@ def check_episode(episode: Episode, config: SyntheticConfig) -> None:
                 raise Infeasible("the grip is lost")
         camera = rig.world_from_camera(time)
         middle = plan.thing_pose(plan.target, time) @ [0, 0, world.things[plan.target].height / 2, 1]
-        seen_target += _inside(project(middle[:3], camera, matrix), config.image_size)
+        seen_target += inside(project(middle[:3], camera, matrix), config.image_size)
         palm = plan.hands[plan.side].palm(time) @ [0, 0, 0.08, 1]
-        seen_hand += _inside(project(palm[:3], camera, matrix), config.image_size)
+        seen_hand += inside(project(palm[:3], camera, matrix), config.image_size)
     if seen_target < 0.85 * len(times) or seen_hand < 0.65 * len(times):
         raise Infeasible(f"the action is out of view (target {seen_target}, hand {seen_hand})")
-
-
-def _inside(pixel: np.ndarray, size: int) -> bool:
-    return bool(pixel[2] > 0.1 and 0.03 * size < pixel[0] < 0.97 * size and 0.03 * size < pixel[1] < 0.97 * size)
 
 
 def hand_track(world: World, plan: Plan, times: np.ndarray) -> np.ndarray:
@@ -155,6 +152,8 @@ def generate_clip(index: int, seed: int, config: SyntheticConfig) -> Clip:
     """
     from envs.rendering import Renderer
 
+    if watches_robot(index, seed, config):
+        return generate_robot_clip(index, seed, config)
     episode = make_episode(index, seed, config)
     world, plan, rig = episode.world, episode.plan, episode.rig
     matrix = intrinsics(episode.fov_degrees, config.image_size)

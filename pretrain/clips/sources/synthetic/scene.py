@@ -19,7 +19,7 @@ TEXTURE_SIZE = 96
 SKINS = ((0.93, 0.75, 0.64), (0.87, 0.66, 0.52), (0.76, 0.54, 0.40), (0.58, 0.38, 0.26), (0.40, 0.25, 0.17))
 
 
-def _texture(rng: np.random.Generator, kind: str, base: np.ndarray, other: np.ndarray) -> np.ndarray:
+def draw_texture(rng: np.random.Generator, kind: str, base: np.ndarray, other: np.ndarray) -> np.ndarray:
     """uint8[N,N,3] of "wood", "stone", "tiles", "cloth" or "plain"."""
     n = TEXTURE_SIZE
     y, x = np.mgrid[0:n, 0:n] / n
@@ -56,7 +56,7 @@ def _material(spec, rng: np.random.Generator, name: str, kinds: tuple[str, ...],
     else:
         base = np.full(3, rng.uniform(0.25, 0.85)) + rng.uniform(-0.12, 0.12, 3)
         other = np.clip(base * rng.uniform(0.5, 1.25) + rng.uniform(-0.08, 0.08, 3), 0, 1)
-    pixels = _texture(rng, kind, np.clip(base, 0.03, 0.95), other)
+    pixels = draw_texture(rng, kind, np.clip(base, 0.03, 0.95), other)
     texture = spec.add_texture(
         name=name, type=mujoco.mjtTexture.mjTEXTURE_2D, width=TEXTURE_SIZE, height=TEXTURE_SIZE, nchannel=3
     )
