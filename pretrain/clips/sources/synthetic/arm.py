@@ -10,7 +10,7 @@ Tool frame: origin between the fingertips, +z out of the gripper, the fingers op
 from __future__ import annotations
 
 import colorsys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from pretrain.clips.sources.synthetic.objects import ObjectModel, Piece
 LINKS = ("base", "turret", "upper", "fore", "wrist", "hand", "finger 0", "finger 1")
 ALONG_X = (0.0, np.pi / 2, 0.0)
 UP = np.array([0.0, 0.0, 1.0])
+FINGERTIP_M = 0.012  # of the fingers beyond the tool's origin
 LONGEST_SHARE = 0.985  # of upper arm and forearm stretched out
 Rgb = tuple[float, float, float]
 
@@ -36,6 +37,8 @@ class ArmModel:
         tool_m: from the wrist to the tip of the tool.
         swivel: of the elbow out of the vertical plane, radians.
         opening_m: the widest that the fingers open; 0 = the arm has a rod instead of fingers.
+        tip_m: how far the tool's end is beyond its origin.
+        tip_half_m: half the thickness of the tool's end with closed fingers, along x.
         pieces: the shapes of each of LINKS, in the link's frame.
     """
 
@@ -46,6 +49,8 @@ class ArmModel:
     tool_m: float
     swivel: float
     opening_m: float
+    tip_m: float
+    tip_half_m: float
     pieces: dict[str, tuple[Piece, ...]]
 
     def link_models(self) -> dict[str, ObjectModel]:
@@ -165,9 +170,9 @@ def _limb(rng: np.random.Generator, length: float, radius: float, shift: float, 
 
 
 def _finger(rng: np.random.Generator, length: float, rgb: Rgb, pad: Rgb) -> tuple[Piece, ...]:
-    """One finger on the side +x of the tip: its inner face is the plane x = 0, it ends at z = 0.012."""
+    """One finger on the side +x of the tip: its inner face is the plane x = 0, it ends at z = FINGERTIP_M."""
     thick, wide = float(rng.uniform(0.006, 0.012)), float(rng.uniform(0.008, 0.016))
-    top, low = 0.012, 0.012 - length
+    top, low = FINGERTIP_M, FINGERTIP_M - length
     kind = str(rng.choice(["plate", "rod", "stepped", "padded"]))
     middle = (top + low) / 2
     if kind == "rod":
@@ -184,6 +189,12 @@ def _finger(rng: np.random.Generator, length: float, rgb: Rgb, pad: Rgb) -> tupl
         Piece(shape="box", size=(thick, wide, length / 4), position=(thick, 0.0, top - length / 4), rgb=rgb),
         Piece(shape="box", size=(thick, wide, length / 4), position=(2.2 * thick, 0.0, low + length / 4), rgb=rgb),
     )
+
+
+def _repainted(rng: np.random.Generator, pieces: tuple[Piece, ...]) -> tuple[Piece, ...]:
+    """A link with a colour of its own, and its housings with another one."""
+    first, second = vivid(rng), vivid(rng)
+    return tuple(replace(piece, rgb=second if piece.euler == ALONG_X else first) for piece in pieces)
 
 
 def draw_arm(rng: np.random.Generator, *, mount: np.ndarray, floor_z: float, fingers: bool) -> ArmModel:
@@ -255,7 +266,7 @@ def draw_arm(rng: np.random.Generator, *, mount: np.ndarray, floor_z: float, fin
         palm = float(rng.uniform(0.02, 0.045))
         length = float(rng.uniform(0.045, 0.085))
         wide = opening / 2 + float(rng.uniform(0.02, 0.035))
-        tool_m = flange + 2 * palm + length - 0.012
+        tool_m = flange + 2 * palm + length - FINGERTIP_M
         body_shape = (wide, float(rng.uniform(0.02, 0.04)), palm)
         hand = [Piece(shape="box", size=body_shape, position=(0, 0, flange + palm), rgb=hand_rgb)]
         if rng.random() < 0.4:
@@ -268,6 +279,8 @@ def draw_arm(rng: np.random.Generator, *, mount: np.ndarray, floor_z: float, fin
             )
         finger = _finger(rng, length, finger_rgb, vivid(rng))
         pieces |= {"hand": tuple(hand), "finger 0": finger, "finger 1": finger}
+        tip_m = FINGERTIP_M
+        tip_half_m = max(piece.position[0] + piece.size[0] for piece in finger)
     else:
         opening, length = 0.0, float(rng.uniform(0.08, 0.14))
         tool_m = flange + length
@@ -279,6 +292,9 @@ def draw_arm(rng: np.random.Generator, *, mount: np.ndarray, floor_z: float, fin
             end,
         )
         pieces |= {"finger 0": (), "finger 1": ()}
+        tip_m, tip_half_m = 0.0, rod * 1.4
+    if rng.random() < 0.35:
+        pieces = {link: _repainted(rng, shapes) for link, shapes in pieces.items()}
     return ArmModel(
         shoulder=shoulder,
         yaw=float(rng.choice([0.0, np.pi / 4])),
@@ -287,5 +303,7 @@ def draw_arm(rng: np.random.Generator, *, mount: np.ndarray, floor_z: float, fin
         tool_m=tool_m,
         swivel=swivel,
         opening_m=opening,
+        tip_m=tip_m,
+        tip_half_m=tip_half_m,
         pieces=pieces,
     )

@@ -110,7 +110,8 @@ def draw_watching_rig(rng: np.random.Generator, plan: Plan, duration: float) -> 
         first = first + (point - first) * STEP_S / HEAD_LAG_S
         second = second + (first - second) * STEP_S / HEAD_LAG_S
         smooth[index] = second
-    angle, distance = rng.uniform(0, 2 * np.pi), rng.uniform(*WATCHING_M)
+    angle = rng.uniform(0, 2 * np.pi)
+    distance = np.exp(rng.uniform(*np.log(WATCHING_M)))
     rest = middle + distance * np.array([np.cos(angle), np.sin(angle), 0.0])
     rest[2] = rng.uniform(*WATCHING_HEIGHT_M)
     still = float(rng.choice([0.15, 1.0, 1.0]))  # some stand as still as a tripod

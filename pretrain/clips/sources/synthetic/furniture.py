@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from pretrain.clips.sources.synthetic.arm import grey, vivid
-from pretrain.clips.sources.synthetic.fixtures import _box, _button, _cabinet, _chest, _drawer, _knob
+from pretrain.clips.sources.synthetic.fixtures import _bar, _box, _button, _cabinet, _chest, _drawer, _knob
 from pretrain.clips.sources.synthetic.objects import Joint, ObjectModel, Piece, random_colour
 
 Make = Callable[[np.random.Generator], ObjectModel]
@@ -135,16 +135,18 @@ def _hammer(rng: np.random.Generator) -> ObjectModel:
     head = float(rng.uniform(0.014, 0.022))
     wide = float(rng.uniform(0.03, 0.05))
     z = head
+    # A cylinder takes (radius, half length), and lies along y once it is turned.
+    shape, turn = ("cylinder", (np.pi / 2, 0, 0)) if rng.random() < 0.5 else ("box", (0.0, 0.0, 0.0))
     return ObjectModel(
         category="hammer",
         label=f"{colour} hammer",
         pieces=(
             Piece(shape="capsule", size=(thick, half), position=(0, 0, z), euler=(0, np.pi / 2, 0), rgb=rgb),
             Piece(
-                shape=str(rng.choice(["cylinder", "box"])),
-                size=(head, wide) if rng.random() < 0 else (head, wide, head),
+                shape=shape,
+                size=(head, wide, head),
                 position=(half, 0, z),
-                euler=(np.pi / 2, 0, 0),
+                euler=turn,
                 rgb=grey(rng, 0.1, 0.6),
                 shininess=0.7,
             ),
@@ -347,8 +349,112 @@ def _microwave(rng: np.random.Generator) -> ObjectModel:
     )
 
 
+def _cupboard(rng: np.random.Generator) -> ObjectModel:
+    """A kitchen's wall: a back panel, cupboards hung on it over a hood with knobs, and room for a stove under it.
+
+    One door moves: on a hinge, or sliding sideways.
+    """
+    colour, rgb = random_colour(rng)
+    doors = int(rng.integers(2, 5))
+    each, d = rng.uniform(0.13, 0.20), rng.uniform(0.07, 0.12)
+    w = doors * each / 2
+    low, tall = rng.uniform(0.34, 0.50), rng.uniform(0.20, 0.30)
+    t = 0.014
+    metal, panel, inner = grey(rng, 0.1, 0.9), grey(rng), grey(rng, 0.05, 0.4)
+    fronts = [rgb if rng.random() < 0.6 else vivid(rng) for _ in range(doors)]
+    moving = int(rng.integers(doors))
+    slides = rng.random() < 0.5
+    s = float(rng.choice([-1.0, 1.0]))
+    pieces = [
+        _box((-w, d - t, 0), (w, d, low + tall), panel),
+        _box((-w, -d, low), (w, d, low + t), rgb),
+        _box((-w, -d, low + tall - t), (w, d, low + tall), rgb),
+        _box((-w, d - 2 * t, low), (w, d - t, low + tall), inner),
+    ]
+    pieces += [
+        _box((x - t / 2, -d, low), (x + t / 2, d, low + tall), rgb)
+        for x in np.linspace(-w + t / 2, w - t / 2, doors + 1)
+    ]
+    handle = (0.0, 0.0, 0.0)
+    half = float(rng.uniform(0.05, 0.08))
+    for number in range(doors):
+        x0, x1 = -w + number * each, -w + (number + 1) * each
+        moves = number == moving
+        lifted = 0.004 + (0.014 if moves and slides else 0.0)  # a sliding door passes before the others
+        front = -d - lifted
+        pieces.append(
+            _box(
+                (x0 + 0.003, front - t, low + 0.003),
+                (x1 - 0.003, front, low + tall - 0.003),
+                fronts[number],
+                moving=moves,
+            )
+        )
+        side = s if moves else float(rng.choice([-1.0, 1.0]))
+        grip = ((x0 + x1) / 2 - side * (each / 2 - 0.03), front - t - 0.045, low + tall * 0.42)
+        grip = tuple(float(value) for value in grip)
+        pieces += _bar(grip, half, "z", (0.0, 0.045, 0.0), metal) if moves else _still_bar(grip, half, metal)
+        if moves:
+            handle = grip
+            hinge = ((x1 if s > 0 else x0), -d, 0.0)
+    hood = float(rng.uniform(0.05, 0.12))
+    if rng.random() < 0.7:
+        rgb2 = rgb if rng.random() < 0.4 else vivid(rng)
+        deep = float(rng.uniform(0.3, 1.0)) * d
+        pieces.append(_box((-0.7 * w, -deep, low - hood), (0.7 * w, d - t, low - 0.002), rgb2))
+        for x in np.linspace(-0.5 * w, 0.5 * w, int(rng.integers(2, 6))):
+            pieces.append(
+                Piece(
+                    shape="cylinder",
+                    size=(0.013, 0.014),
+                    position=(float(x), -deep - 0.012, float(low - hood / 2)),
+                    euler=(np.pi / 2, 0, 0),
+                    rgb=metal,
+                )
+            )
+    if rng.random() < 0.6:
+        top = float(rng.uniform(0.02, 0.12))
+        pieces.append(_box((-0.8 * w, -d - 0.05, 0), (0.8 * w, d - t, top), vivid(rng)))
+    if slides:
+        joint = Joint(
+            kind="slide", axis=(s, 0.0, 0.0), anchor=(0.0, 0.0, 0.0), limit=float(rng.uniform(0.6, 0.95) * each)
+        )
+    else:
+        joint = Joint(kind="hinge", axis=(0.0, 0.0, s), anchor=tuple_of(*hinge), limit=float(rng.uniform(0.7, 1.2)))
+    return ObjectModel(
+        category="cupboard",
+        label=f"{colour} cupboard",
+        pieces=tuple(pieces),
+        height=float(low + tall),
+        radius=float(np.hypot(w, d)),
+        half_width=0.0075,
+        handle=handle,
+        joint=joint,
+    )
+
+
+def _still_bar(middle: tuple[float, float, float], half: float, rgb) -> tuple[Piece, ...]:
+    return tuple(replace(piece, moving=False, grip=False) for piece in _bar(middle, half, "z", (0.0, 0.045, 0.0), rgb))
+
+
 def tuple_of(x: float, y: float, z: float) -> tuple[float, float, float]:
     return (float(x), float(y), float(z))
+
+
+def _without_shared_faces(make: Make) -> Make:
+    """Still boxes shrink a little, each by another amount: no two of their faces lie in one plane and flicker."""
+
+    def made(rng: np.random.Generator) -> ObjectModel:
+        model = make(rng)
+        pieces = [
+            replace(piece, size=tuple(max(half - 0.0002 * number, 0.4 * half) for half in piece.size))
+            if piece.shape == "box" and not piece.moving
+            else piece
+            for number, piece in enumerate(model.pieces)
+        ]
+        return replace(model, pieces=tuple(pieces))
+
+    return made
 
 
 def _from_fixture(make: Callable[[np.random.Generator, str], ObjectModel], low: float, high: float) -> Make:
@@ -368,14 +474,18 @@ LOOSE_THINGS: dict[str, Make] = {
     "kettle": _kettle,
 }
 STANDING: dict[str, Make] = {
-    "drawer": _from_fixture(_drawer, 0.75, 1.3),
-    "cabinet": _from_fixture(_cabinet, 0.8, 1.5),
-    "chest": _from_fixture(_chest, 0.8, 1.3),
-    "button": _from_fixture(_button, 0.9, 1.9),
-    "knob": _from_fixture(_knob, 0.9, 1.6),
-    "microwave": _microwave,
-    "peg": _peg,
-    "bin": _bin,
-    "shelf": _shelf,
-    "stove": _stove,
+    name: _without_shared_faces(make)
+    for name, make in {
+        "drawer": _from_fixture(_drawer, 0.75, 1.3),
+        "cabinet": _from_fixture(_cabinet, 0.8, 1.5),
+        "chest": _from_fixture(_chest, 0.8, 1.3),
+        "button": _from_fixture(_button, 0.9, 1.9),
+        "knob": _from_fixture(_knob, 0.9, 1.6),
+        "microwave": _microwave,
+        "cupboard": _cupboard,
+        "peg": _peg,
+        "bin": _bin,
+        "shelf": _shelf,
+        "stove": _stove,
+    }.items()
 }

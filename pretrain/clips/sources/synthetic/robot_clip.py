@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pretrain.clips.schema import HAND_JOINTS, Clip
-from pretrain.clips.sources.synthetic.arm import draw_arm
+from pretrain.clips.sources.synthetic.arm import ArmModel, arm_link_poses, draw_arm
 from pretrain.clips.sources.synthetic.camera import (
     HeadRig,
     draw_watching_rig,
@@ -28,7 +28,7 @@ FOV_DEGREES = (35.0, 75.0)
 MAX_ATTEMPTS = 200
 CHECK_STEPS = 10
 DEEPEST_M = 0.012  # how far the arm may enter what it does not act on
-CLEAR_M = 0.22  # of the camera from the arm
+CLEAR_M = 0.12  # of the eyes from the balls around the shapes
 
 
 @dataclass
@@ -98,7 +98,8 @@ def _draw_episode(action: str, rng: np.random.Generator, config: SyntheticConfig
     plan = row.plan(stage, rng, config.duration_s)
     times = np.linspace(0.0, config.duration_s, CHECK_STEPS)
     check_reach(arm, plan, times)
-    fov_degrees = float(rng.uniform(*FOV_DEGREES))
+    low, high = FOV_DEGREES
+    fov_degrees = low + (high - low) * float(rng.random()) ** 1.4  # more narrow ones: the arm fills more of the picture
     rig = draw_watching_rig(rng, plan, config.duration_s)
     check_view(
         plan, rig, times, intrinsics(fov_degrees, config.image_size), config.image_size, stage.placed[0].model.height
@@ -117,10 +118,8 @@ def _draw_episode(action: str, rng: np.random.Generator, config: SyntheticConfig
     )
 
 
-def check_reach(arm, plan: Plan, times: np.ndarray) -> None:
+def check_reach(arm: ArmModel, plan: Plan, times: np.ndarray) -> None:
     """Refuses a plan in which the tool is out of reach at a time."""
-    from pretrain.clips.sources.synthetic.arm import arm_link_poses
-
     for time in times:
         hand = plan.hands[SIDE]
         arm_link_poses(arm, hand.palm(time), float(hand.fingers(time)[0]))
@@ -155,7 +154,7 @@ def check_clear(world: RobotWorld, plan: Plan, rig: HeadRig, times: np.ndarray) 
         eye = rig.world_from_camera(time)[:3, 3]
         gaps = np.linalg.norm(world.data.geom_xpos - eye, axis=1) - world.model.geom_rbound
         near = world.arm_geoms + [g for geoms in world.thing_geoms for g in geoms]
-        if gaps[near].min() < CLEAR_M - 0.1:
+        if gaps[near].min() < CLEAR_M:
             raise Infeasible("something is right before the eyes")
 
 

@@ -193,9 +193,10 @@ def plan_push(stage: Stage, rng: np.random.Generator, duration: float) -> Plan:
     model, at = stage.placed[0].model, stage.placed[0].pose
     angle = float(rng.uniform(-0.4, np.pi + 0.4))  # mostly away from the arm or across
     way = np.array([np.cos(angle), np.sin(angle), 0.0])
+    if "grip_x" in model.extra or model.radius > 0.07:
+        raise Infeasible("it is too long to be pushed straight")
     low = max(min(0.5 * model.height, 0.05), 0.014)
-    reach = max(model.half_width if model.radius > 2 * model.half_width else model.radius, model.half_width)
-    touch = _down(rng, at[:3, 3] + low * UP - way * (reach + 0.016), way, 0.1)
+    touch = _down(rng, at[:3, 3] + low * UP - way * (model.radius + stage.arm.tip_half_m), way, 0.0)
     plan = _new_plan(stage, _rest(rng, touch), 0.0)
     near, end = float(rng.uniform(0.38, 0.48)) * duration, float(rng.uniform(0.8, 0.95)) * duration
     hand = plan.hands[SIDE]
@@ -259,8 +260,8 @@ def plan_push_shut(stage: Stage, rng: np.random.Generator, duration: float) -> P
     near, end = float(rng.uniform(0.38, 0.48)) * duration, float(rng.uniform(0.8, 0.95)) * duration
     value = ramp(near, end, stage.opened[0], 0.0)
     from_rest = joint_motion(model, at, value)
-    aim = np.array(model.handle) - [0.0, 0.028, 0.0]
     tilt = float(rng.uniform(0.2, 0.9))
+    aim = np.array(model.handle) - [0.0, 0.018 + stage.arm.tip_m * np.cos(tilt), 0.0]
     touch = from_rest(0.0) @ tool_pose(
         (at @ np.append(aim, 1.0))[:3], at[:3, 1] * np.cos(tilt) - UP * np.sin(tilt), at[:3, 0]
     )
@@ -277,7 +278,7 @@ def plan_push_shut(stage: Stage, rng: np.random.Generator, duration: float) -> P
 def plan_press(stage: Stage, rng: np.random.Generator, duration: float) -> Plan:
     model, at = stage.placed[0].model, stage.placed[0].pose
     touch = _handle_pose(rng, model, at)
-    touch[2, 3] += 0.013  # the fingers reach 12 mm beyond the tool's origin
+    touch[2, 3] += stage.arm.tip_m + 0.001
     near, deep = float(rng.uniform(0.42, 0.52)) * duration, float(rng.uniform(0.65, 0.75)) * duration
     press, rise = ramp(near, deep, 0.0, model.joint.limit), ramp(deep, 0.9 * duration, 0.0, model.joint.limit)
     lifts = rng.random() < 0.5
@@ -322,7 +323,7 @@ ROBOT_ACTION_TABLE: dict[str, RobotAction] = {
     "stack": RobotAction(plan=_plan_carry(True), base=True),
     "pull open": RobotAction(plan=_plan_handle(True), target=("drawer",)),
     "push shut": RobotAction(plan=plan_push_shut, target=("drawer",), open_first=True, rod=True),
-    "open door": RobotAction(plan=_plan_handle(True), target=("cabinet", "microwave")),
+    "open door": RobotAction(plan=_plan_handle(True), target=("cabinet", "microwave", "cupboard")),
     "open lid": RobotAction(plan=_plan_handle(True), target=("chest",)),
     "press": RobotAction(plan=plan_press, target=("button",), rod=True),
     "turn": RobotAction(plan=_plan_handle(True), target=("knob",)),
@@ -340,9 +341,8 @@ def draw_stage(action: str, rng: np.random.Generator, arm: ArmModel, table: Tabl
     if row.target:
         model = STANDING[str(rng.choice(row.target))](rng)
         low = model.category in ("button", "knob", "chest")
-        placed = [
-            Placed(model=model, pose=_place(rng, y=(-0.02, 0.22) if low else (0.1, 0.32), yaw=0.9 if low else 0.5))
-        ]
+        range_y = (-0.02, 0.22) if low else (0.28, 0.42) if model.category == "cupboard" else (0.1, 0.32)
+        placed = [Placed(model=model, pose=_place(rng, y=range_y, yaw=0.9 if low else 0.5))]
         opened[0] = float(rng.uniform(0.6, 1.0)) * model.joint.limit if row.open_first else 0.0
     else:
         placed = [Placed(model=_loose(rng, arm), pose=_place(rng, y=(-0.06, 0.26), yaw=1.2))]
@@ -361,11 +361,14 @@ def draw_stage(action: str, rng: np.random.Generator, arm: ArmModel, table: Tabl
     free.append((0.0, float(arm.shoulder[1]), 0.24))
     labels = {item.model.label for item in placed}
     wanted = len(placed) + int(rng.integers(1, 6))
-    for _ in range(40):
+    backdrop = rng.random() < 0.3
+    for trial in range(40):
         if len(placed) >= wanted:
             break
         kind = rng.random()
-        if kind < 0.5:
+        if backdrop and trial < 8:
+            model = STANDING["cupboard"](rng)
+        elif kind < 0.5:
             model = STANDING[str(rng.choice(list(STANDING)))](rng)
         elif kind < 0.8:
             model = LOOSE_THINGS[str(rng.choice(list(LOOSE_THINGS)))](rng)
@@ -374,7 +377,7 @@ def draw_stage(action: str, rng: np.random.Generator, arm: ArmModel, table: Tabl
         if model.label in labels:
             continue
         big = model.radius > 0.12
-        spot = _place(rng, y=(0.1, 0.75) if big else (-0.25, 0.6), x=0.75, yaw=0.6 if big else np.pi)
+        spot = _place(rng, y=(0.1, 0.8) if big else (-0.25, 0.6), x=0.75, yaw=0.6 if big else np.pi)
         x, y = spot[:2, 3]
         discs = [(p.pose[0, 3], p.pose[1, 3], p.model.radius + 0.01) for p in placed[1:]] + free
         discs.append((*placed[0].pose[:2, 3], swing))
@@ -387,4 +390,5 @@ def draw_stage(action: str, rng: np.random.Generator, arm: ArmModel, table: Tabl
             opened[len(placed)] = 0.0 if shut else float(rng.uniform(0.1, 0.8)) * model.joint.limit
         placed.append(Placed(model=model, pose=spot))
         labels.add(model.label)
+        backdrop = backdrop and model.category != "cupboard"
     return Stage(arm=arm, table=table, placed=placed, opened=opened)

@@ -106,6 +106,8 @@ def _any_colour(rng: np.random.Generator):
     if rng.random() < 0.35:
         tone = float(rng.uniform(0.4, 1.3))
         return (0.62 * tone, 0.43 * tone, 0.26 * tone)
+    if rng.random() < 0.5:
+        return tuple(float(value) for value in rng.uniform(0.6, 1.0, 3))
     return vivid(rng)
 
 
@@ -152,6 +154,14 @@ def _room(spec, rng: np.random.Generator, painter: Painter, table: Table, view_f
     (tx0, ty0), (tx1, ty1) = table.low, table.high
     thick = float(rng.uniform(0.02, 0.07))
     add("support", (tx0, ty0, -thick), (tx1, ty1, 0.0), board)
+    if rng.random() < 0.25:
+        rim, height = painter.material(_any_colour(rng)), float(rng.uniform(0.02, 0.09))
+        for name, low, high in (
+            ("-x", (tx0 - 0.03, ty0), (tx0, ty1)),
+            ("+x", (tx1, ty0), (tx1 + 0.03, ty1)),
+            ("+y", (tx0 - 0.03, ty1), (tx1 + 0.03, ty1 + 0.03)),
+        ):
+            add(f"rim {name}", (*low, -thick), (*high, height), rim)
     under = board if rng.random() < 0.4 else painter.material(_any_colour(rng))
     if table.legs:
         for x in (tx0 + 0.06, tx1 - 0.06):
