@@ -246,11 +246,11 @@ def _card(config: ArmsConfig, arm: str, whole: Artifact, ends: Path) -> str:
             f"Hz; tokens {tuple(spec['grid'])} of width {spec['embed_dim']}, and a pooled feature.",
             f"- **Use**: `egoarm train encoder={whole.name} ...`; `encoder=random:{whole.name}` is the same network with fresh weights, the fair control.",
             f"- **Data**: {config.clips.n:,} synthetic egocentric clips (seed {config.clips.seed}), made by EgoArm itself; no real video, no weights of others.",
-            f"- **Training**: {config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of one CPU core, commit {whole.provenance['git_sha'][:12]}, seed {setting.seed}.",
+            f"- **Training**: {_start(config, arm)}{config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of one CPU core, commit {whole.provenance['git_sha'][:12]}, seed {setting.seed}.",
             f"- **On held-out clips of that store**: retrieval {report['retrieval_video_to_text']:.1%} and {report['retrieval_text_to_video']:.1%} "
             f"(chance {report['retrieval_chance']:.1%}).{depth}",
-            "- **Limits**: rendered hands, tables and a few dozen kinds of objects; no robot arm in its training (`spatial` below says how it reads robot "
-            "frames beside random weights); small images. What it is worth in success rate has not been measured.",
+            f"- **Limits**: rendered hands, tables and a few dozen kinds of objects; {_robots(config)} (`spatial` below says how it reads robot "
+            "frames beside random weights); small images. What it is worth in success rate: results/study.",
             "",
             f"## Measured ({config.results})",
             "",
@@ -264,6 +264,17 @@ def _card(config: ArmsConfig, arm: str, whole: Artifact, ends: Path) -> str:
             "",
         ]
     )
+
+
+def _robots(config: ArmsConfig) -> str:
+    if not config.clips.robots:
+        return "no robot arm in its training"
+    return f"a generic robot arm in {config.clips.robots:.0%} of its clips, none of the tasks' own arms or scenes"
+
+
+def _start(config: ArmsConfig, arm: str) -> str:
+    init = config.pretrain_of(arm).init
+    return "" if init is None else f"from {init}, whose training came before; "
 
 
 def _plot(curves: Sequence[Mapping[str, Any]]) -> bytes:

@@ -64,7 +64,7 @@ def test_wrong_arms_are_named(tmp_path: Path, changes: dict[str, Any], message: 
         arms_config(tmp_path, **changes)
 
 
-@pytest.mark.parametrize("name", ["pretrain arms", "pretrain ablation"])
+@pytest.mark.parametrize("name", ["pretrain arms", "pretrain robots", "pretrain ablation"])
 def test_published_tables_are_valid(name: str) -> None:
     config = compose(COMMANDS[name], [])
     runs = [config.pretrain_of(arm) for arm in config.arms]
