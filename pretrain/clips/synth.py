@@ -61,7 +61,7 @@ def run_synth(config: SynthConfig) -> None:
         partial(_generate, seed=config.seed, source=config.source),
         kind=KIND,
         seed=config.seed,
-        settings=_settings(config.source),
+        settings=source_settings(config.source),
         versions={name: importlib.metadata.version(name) for name in _PACKAGES},
         n_clips=config.n,
         clips_per_shard=config.clips_per_shard,
@@ -75,7 +75,7 @@ def run_synth(config: SynthConfig) -> None:
     )
 
 
-def _settings(source: SyntheticConfig) -> dict:
+def source_settings(source: SyntheticConfig) -> dict:
     """What the manifest holds; without robots it says nothing of them, so that older stores go on."""
     return {name: value for name, value in asdict(source).items() if name != "robots" or value}
 

@@ -23,8 +23,8 @@ from pretrain.clips.sources.synthetic.robot_scene import Table
 
 SIDE = "robot"
 UP = np.array([0.0, 0.0, 1.0])
-GRIPPED = ("can", "box", "bread", "lemon", "bottle")  # of catalogue.py: what a gripper may hold
-STANDING_BY = ("bowl", "plate", "mug", "milk carton", "cereal box", "book")
+GRIPPED = ("can", "box", "bread", "lemon")  # of catalogue.py: what a gripper may hold
+STANDING_BY = ("bottle", "bowl", "plate", "mug", "milk carton", "cereal box", "book")
 
 
 @dataclass
@@ -41,13 +41,14 @@ class Stage:
 
 
 def _loose(rng: np.random.Generator, arm: ArmModel) -> ObjectModel:
-    """A thing that the arm's fingers can hold."""
+    """A thing that the arm's fingers can hold; for a rod, any that is small."""
+    widest = arm.opening_m or 0.1
     for _ in range(20):
         if rng.random() < 0.75:
             model = LOOSE_THINGS[str(rng.choice(list(LOOSE_THINGS)))](rng)
         else:
             model = make_object(str(rng.choice(GRIPPED)), rng)
-        if 2 * model.half_width < arm.opening_m - 0.012:
+        if 2 * model.half_width < widest - 0.012:
             return model
     raise Infeasible("nothing that fits between the fingers")
 
@@ -68,7 +69,8 @@ def _down(rng: np.random.Generator, position: np.ndarray, opening_axis: np.ndarr
     """The tool pointing down, nearly; of the two ways to turn it, the one that twists the wrist less."""
     if opening_axis[0] < 0:
         opening_axis = -opening_axis
-    approach = -UP + np.array([rng.normal() * lean, abs(rng.normal()) * lean, 0.0])
+    # It leans across that axis only, so that both fingers stay flat against what they hold.
+    approach = -UP + rng.uniform(-1.2, 1.2) * lean * np.cross(UP, opening_axis)
     return tool_pose(position, approach, opening_axis)
 
 
@@ -100,7 +102,7 @@ def _rest(rng: np.random.Generator, near: np.ndarray) -> np.ndarray:
 
 def _shut(model: ObjectModel) -> float:
     """The distance between fingers that hold the thing."""
-    return 2 * model.half_width
+    return 2 * model.half_width + 0.0004  # a hair of air: shapes that just touch confuse the distance
 
 
 def _thing_point(plan: Plan, thing: int, height: float) -> Callable[[float], np.ndarray]:
@@ -243,7 +245,7 @@ def _plan_handle(opening: bool, *, hold: bool = True) -> Callable:
         plan = _new_plan(stage, _rest(rng, grip), wide)
         hand = plan.hands[SIDE]
         hand.move(float(rng.uniform(0.0, 0.08)) * duration, near, grip, arrive=grip[:3, 2] * 0.08)
-        hand.shape(near, closed, np.array([min(2 * model.half_width, stage.arm.opening_m)]))
+        hand.shape(near, closed, np.array([min(_shut(model), stage.arm.opening_m)]))
         hand.follow(closed, duration, from_rest)
         plan.joints[0] = value
         plan.arrival = near
@@ -341,7 +343,7 @@ def draw_stage(action: str, rng: np.random.Generator, arm: ArmModel, table: Tabl
     if row.target:
         model = STANDING[str(rng.choice(row.target))](rng)
         low = model.category in ("button", "knob", "chest")
-        range_y = (-0.02, 0.22) if low else (0.28, 0.42) if model.category == "cupboard" else (0.1, 0.32)
+        range_y = (-0.02, 0.22) if low else (0.22, 0.38) if model.category == "cupboard" else (0.1, 0.32)
         placed = [Placed(model=model, pose=_place(rng, y=range_y, yaw=0.9 if low else 0.5))]
         opened[0] = float(rng.uniform(0.6, 1.0)) * model.joint.limit if row.open_first else 0.0
     else:
@@ -362,15 +364,15 @@ def draw_stage(action: str, rng: np.random.Generator, arm: ArmModel, table: Tabl
     labels = {item.model.label for item in placed}
     wanted = len(placed) + int(rng.integers(1, 6))
     backdrop = rng.random() < 0.3
-    for trial in range(40):
+    for trial in range(60):
         if len(placed) >= wanted:
             break
         kind = rng.random()
         if backdrop and trial < 8:
             model = STANDING["cupboard"](rng)
-        elif kind < 0.5:
+        elif kind < 0.65:
             model = STANDING[str(rng.choice(list(STANDING)))](rng)
-        elif kind < 0.8:
+        elif kind < 0.87:
             model = LOOSE_THINGS[str(rng.choice(list(LOOSE_THINGS)))](rng)
         else:
             model = make_object(str(rng.choice(STANDING_BY + GRIPPED)), rng)
