@@ -97,7 +97,9 @@ def _draw_episode(action: str, rng: np.random.Generator, config: SyntheticConfig
     stage = draw_stage(action, rng, arm, table)
     plan = row.plan(stage, rng, config.duration_s)
     times = np.linspace(0.0, config.duration_s, CHECK_STEPS)
-    check_reach(arm, plan, times)
+    # Every frame must be within reach, and the way between them.
+    between = np.linspace(0.0, config.duration_s, 4 * CHECK_STEPS)
+    check_reach(arm, plan, np.concatenate([np.arange(config.frames) / config.rgb_fps, between]))
     low, high = FOV_DEGREES
     fov_degrees = low + (high - low) * float(rng.random()) ** 1.4  # more narrow ones: the arm fills more of the picture
     rig = draw_watching_rig(rng, plan, config.duration_s)
