@@ -272,13 +272,16 @@ def robust_table(evidence: Evidence) -> Table:
     """Interquartile mean and probability of improvement over the reference."""
     main, reference = evidence.design.main, evidence.design.reference
     theirs, rows = evidence.of(main, reference), []
+    # A policy is one training seed: of one a row there is no more to say than which had more successes.
+    known = len(evidence.seeds[main]) > 1
     for row in evidence.rows(main):
         own = evidence.of(main, row)
-        better = "" if row == reference else percent(probability_of_improvement(own, theirs))
+        better = percent(probability_of_improvement(own, theirs)) if known and row != reference else ""
         rows.append((row, percent(iqm_bootstrap(own)), better))
     return Table(
         title="Interquartile mean and probability of improvement, %",
-        note=f"Of the success rates of all tasks and training seeds; improvement: that a policy of the row beats one of {reference}, ties half.",
+        note=f"Of the success rates of all tasks and training seeds; improvement: that a policy of the row beats one of {reference}, ties half"
+        + ("." if known else "; not known of one training seed."),
         heads=("policy sees", "interquartile mean", f"better than {reference}"),
         rows=tuple(rows),
     )
@@ -304,8 +307,13 @@ def _varied_table(evidence: Evidence, varied: str, title: str, conditions: Seque
 def _counted(evidence: Evidence, condition: Condition) -> str:
     seeds = evidence.seeds[condition]
     episodes = {outcomes.shape[1] for key, outcomes in evidence.outcomes.items() if key[0] == condition}
-    return (
+    counted = (
         f"{len(seeds)} training seed{'s' * (len(seeds) > 1)} x {'/'.join(map(str, sorted(episodes)))} episodes a task."
+    )
+    return (
+        counted
+        if len(seeds) > 1
+        else f"{counted} The intervals are of the episodes and say nothing of other training seeds."
     )
 
 
