@@ -15,9 +15,12 @@ from typing import Any
 from pretrain.artifact import atomic_write_bytes, atomic_write_text
 from pretrain.checkpoints import read_metrics
 from pretrain.clips.synth import SynthConfig, run_synth
-from pretrain.downstream.comparison import load_results
+from pretrain.downstream.comparison import compare, load_results
+from pretrain.downstream.four_tasks_probe import SAMPLED
 from pretrain.downstream.probe import RESULTS_FILE, ProbeConfig
 from pretrain.downstream.probe import run as probe
+from pretrain.downstream.results import BenchmarkResult
+from pretrain.downstream.statistics import PairedDifference
 from pretrain.egom2p.bundle import load_egom2p
 from pretrain.egom2p.generate import MODES
 from pretrain.egom2p.predict import PredictConfig
@@ -218,7 +221,16 @@ def _tokenizer_row(modality: str, figures: Mapping[str, Any]) -> str:
 
 def _four_tasks(path: Path, mode: str) -> list[str]:
     results = load_results(path)
-    lines = [f"## The four tasks, {mode} mode", ""]
+    how = (
+        "bfloat16, and one step where it is sampled" if mode == "fast" else "the authors' schedule where it is sampled"
+    )
+    lines = [
+        f"## The four tasks, {mode} mode",
+        "",
+        f"{EGOM2P} is the mean of what the model thinks possible; `{SAMPLED.removeprefix(', ')}` is a draw ({how}). In the second table of each task "
+        f"{EGOM2P} minus each method on the same clips, with 95 % intervals of a paired bootstrap; bold: better or worse beyond chance.",
+        "",
+    ]
     for benchmark in dict.fromkeys(result.benchmark for result in results):
         own = [result for result in results if result.benchmark == benchmark]
         names = list(dict.fromkeys(metric.name for result in own for metric in result.metrics))
@@ -229,8 +241,30 @@ def _four_tasks(path: Path, mode: str) -> list[str]:
             "|" + "---|" * (1 + len(names)),
         ]
         lines += [_method_row(result.encoder, result.metrics, names) for result in own]
-        lines.append("")
+        lines += ["", *_difference_table(own), ""]
     return lines
+
+
+def _difference_table(results: Sequence[BenchmarkResult]) -> list[str]:
+    """EgoM2P minus each other method, as `egoarm probe` pairs them; a row a method that has a figure."""
+    encoders, rows = compare(results, EGOM2P)
+    rows = [row for row in rows if row.metric and any(row.differences)]
+    lines = [f"| {EGOM2P} minus | {' | '.join(row.metric for row in rows)} |", "|" + "---|" * (1 + len(rows))]
+    for place, method in enumerate(encoders):
+        if any(row.differences[place] for row in rows):
+            cells = [_difference_cell(row.differences[place], row.higher_is_better) for row in rows]
+            lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def _difference_cell(difference: PairedDifference | None, higher_is_better: bool) -> str:
+    """Turned round: what is kept is the method minus EgoM2P."""
+    if difference is None:
+        return "-"
+    text = f"{-difference.value:+.3g} [{-difference.high:+.3g}, {-difference.low:+.3g}]"
+    if difference.low <= 0 <= difference.high:
+        return text
+    return f"**{text}, {'better' if (difference.value < 0) == higher_is_better else 'worse'}**"
 
 
 def _method_row(method: str, metrics: Sequence[Any], names: Sequence[str]) -> str:

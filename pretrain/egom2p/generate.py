@@ -13,7 +13,10 @@ The encoder's input grows with every step and each of its tokens attends all oth
 each step; it saves what has no effect: places that are neither given nor asked for, the scores of attention (never in memory
 as a whole), logits of more places than are drawn (and all at once), the sorting of the vocabulary.
 
-Axes: B clips, N tokens of a modality, n places of a step, V vocabulary, D width.
+Drawing is one use of the model's distribution; `expected_codes` is the other: not one of the clips that it thinks possible, but
+their mean.
+
+Axes: B clips, N tokens of a modality, n places of a step, V vocabulary, D width, K numbers of a code.
 """
 
 import contextlib
@@ -155,6 +158,45 @@ def generate(
     return written
 
 
+@torch.no_grad()
+def expected_codes(
+    model: EgoM2P,
+    given: Mapping[str, Int64[Tensor, "B n"]],
+    codebooks: Mapping[str, Float[Tensor, "V K"]],
+    *,
+    precision: str = "float32",
+) -> dict[str, Float[Tensor, "B N K"]]:
+    """The mean of each token's code, sum over ids of p(id | given) codebook[id], from one pass of the network and no draw.
+
+    A drawn clip is one that the model thinks possible; its expected squared error is twice the variance of what is possible, that of
+    the mean once (bias aside). So what is scored by distance (gaze, trajectories, depth, PSNR) is to be estimated by this, what
+    should look like a clip is to be drawn. `Tokenizer.decode_codes` makes a clip of the codes; its decoder is not linear, so that is
+    the mean clip only nearly. Without guidance, which would sharpen the distribution. Places are asked for in parts of at
+    most FAST_QUERIES, evenly spread, which do not see each other.
+
+    Args:
+        given: modality -> all its tokens, of at least one modality.
+        codebooks: modality that is wanted -> `Tokenizer.codebook`.
+        precision: as of `generate`; "auto" is bfloat16 on a device that multiplies it. Probabilities and means are float32.
+
+    Raises:
+        ValueError: as `generate`; or a codebook of another vocabulary.
+    """
+    config = model.config
+    targets = [Target(modality=name, steps=1) for name in codebooks]
+    _check(config, given, targets, mode="fast", precision=precision)
+    for name, codebook in codebooks.items():
+        if len(codebook) != config.grids[name].vocabulary:
+            raise ValueError(
+                f"codebook of {name}: {len(codebook)} codes for {config.grids[name].vocabulary} ids: of another tokenizer"
+            )
+    device = model.mask_token.device
+    condition = TokenSet.whole(config, {name: ids.to(device) for name, ids in given.items()})
+    if precision == "auto":
+        precision = "bfloat16" if multiplies_bf16(device) else "float32"
+    return _Writer(model, precision).expect_at_once(condition, codebooks)
+
+
 def _check(
     config: EgoM2PConfig,
     given: Mapping[str, Tensor],
@@ -243,6 +285,29 @@ class _Writer:
                 parts.append(TokenSet.of(self.config, name, ids, places))
             written[name] = _by_position(concatenate(parts))
         return written
+
+    def expect_at_once(
+        self, condition: TokenSet, codebooks: Mapping[str, Float[Tensor, "V K"]]
+    ) -> dict[str, Float[Tensor, "B N K"]]:
+        with self._precision():
+            context = self.model.encode(condition)
+        means = {}
+        for name, codebook in codebooks.items():
+            grid, codebook = self.config.grids[name], codebook.to(self.device)
+            mean = torch.empty(len(condition), grid.tokens, codebook.shape[1], device=self.device)
+            parts = -(-grid.tokens // FAST_QUERIES)
+            for start in range(parts):
+                places = torch.arange(start, grid.tokens, parts, device=self.device)
+                with self._precision():
+                    hidden = self.model.decode(self._ask(name, places.expand(len(condition), -1)), context)
+                rows = (hidden.float() if hidden.dtype == torch.bfloat16 else hidden).flatten(0, 1)
+                codes = [
+                    self.model.logits(rows[part], name).float().softmax(-1) @ codebook
+                    for part in _slices(len(rows), max(1, LOGITS_AT_A_TIME // grid.vocabulary))
+                ]
+                mean[:, places] = torch.cat(codes).unflatten(0, hidden.shape[:2])
+            means[name] = mean
+        return means
 
     def _ask(self, name: str, places: Int64[Tensor, "B n"]) -> TokenSet:
         return TokenSet.of(self.config, name, torch.zeros_like(places), places)

@@ -14,15 +14,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from pretrain.artifact import atomic_directory, atomic_write_text
 from pretrain.clips.schema import Clip
 from pretrain.clips.store import open_store
 from pretrain.egom2p.bundle import Bundle, load_egom2p
-from pretrain.egom2p.generate import MODES, PUBLISHED_TARGETS, Target, generate
+from pretrain.egom2p.generate import MODES, PUBLISHED_TARGETS, Target, expected_codes, generate
 from pretrain.egom2p.modalities import MODALITIES, ModalityMissing, require_modalities
+
+# A clip that the model thinks possible, or the mean of all of them.
+SAMPLE, MEAN = "sample", "mean"
+ESTIMATES = (SAMPLE, MEAN)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class PredictConfig:
         scheme, steps, schedule, temperature, top_p, top_k, guidance: see generate.Target; null = the authors' for each modality.
         mode: a row of MODES: "fast" is one step from a condition read once, without guidance, in bfloat16 where the device
             multiplies it.
+        estimate: "sample" draws a possible clip; "mean" is the mean of all, smooth and nearest in squared error, for which
+            nothing is drawn and no modality that is wanted sees another; of `mode` it takes the precision.
         batch_size: clips generated together.
         seed: of the sampling.
         device, threads: where to compute; auto, 0 = torch's own choice.
@@ -57,6 +63,7 @@ class PredictConfig:
     top_k: int | None = None
     guidance: float | None = None
     mode: str = "exact"
+    estimate: str = SAMPLE
     batch_size: int = 4
     seed: int = 0
     device: str = "auto"
@@ -71,6 +78,10 @@ class PredictConfig:
             raise ValueError(f"want: {sorted(both)[0]!r} is given already")
         if self.mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {self.mode!r}")
+        if self.estimate not in ESTIMATES:
+            raise ValueError(f"estimate: expected one of {', '.join(ESTIMATES)}, got {self.estimate!r}")
+        if self.estimate == MEAN and self._drawing:
+            raise ValueError(f"{next(iter(self._drawing))}: estimate={MEAN} draws nothing; leave it out")
         for name, least in (("clips", 1), ("batch_size", 1), ("threads", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, got {getattr(self, name)}")
@@ -78,9 +89,13 @@ class PredictConfig:
 
     def targets(self, want: Sequence[str]) -> list[Target]:
         """How each modality is written: the authors' way, but for what is set."""
+        return [dataclasses.replace(PUBLISHED_TARGETS[name], **self._drawing) for name in want]
+
+    @property
+    def _drawing(self) -> dict[str, Any]:
+        """What is set of how tokens are drawn."""
         fields = ("scheme", "steps", "schedule", "temperature", "top_p", "top_k", "guidance")
-        own = {name: value for name in fields if (value := getattr(self, name)) is not None}
-        return [dataclasses.replace(PUBLISHED_TARGETS[name], **own) for name in want]
+        return {name: value for name in fields if (value := getattr(self, name)) is not None}
 
 
 class Predictor:
@@ -121,11 +136,11 @@ class Predictor:
             tokens[name] = self.tokenizers[name].encode(torch.from_numpy(arrays).to(self.device))
         return tokens
 
-    def decode(self, name: str, ids: Int64[Tensor, "B N"], clips: Sequence[Clip]) -> list[np.ndarray]:
-        """Tokens of a modality in physical units, one array a clip."""
-        decoded = self.tokenizers[name].decode(ids).cpu().numpy()
+    def physical(self, name: str, decoded: Float[Tensor, "B ..."], clips: Sequence[Clip]) -> list[np.ndarray]:
+        """What a tokenizer decoded in physical units, one array a clip."""
         return [
-            MODALITIES[name].to_physical(array, context_of(clip)) for array, clip in zip(decoded, clips, strict=True)
+            MODALITIES[name].to_physical(array, context_of(clip))
+            for array, clip in zip(decoded.cpu().numpy(), clips, strict=True)
         ]
 
     def predict(
@@ -136,14 +151,34 @@ class Predictor:
         targets: Sequence[Target],
         seed: int = 0,
         mode: str = "exact",
+        estimate: str = SAMPLE,
     ) -> list[dict[str, np.ndarray]]:
-        """The modalities of `targets` for each clip, in physical units."""
+        """The modalities of `targets` for each clip, in physical units.
+
+        Args:
+            estimate: "mean" (see generate.expected_codes) takes of `targets` the modalities alone, and no seed.
+
+        Raises:
+            ValueError: a modality that the model or a clip does not have, an unknown mode or estimate.
+        """
+        if estimate not in ESTIMATES:
+            raise ValueError(f"estimate: expected one of {', '.join(ESTIMATES)}, got {estimate!r}")
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
         for target in targets:
             if target.modality not in self.tokenizers:
                 known = ", ".join(self.tokenizers)
                 raise ValueError(f"want: {target.modality} is not a modality of this model, which has {known}")
-        tokens = generate(self.model, self.encode(clips, given), targets, seed=seed, mode=mode, precision="auto")
-        columns = {t.modality: self.decode(t.modality, tokens[t.modality], clips) for t in targets}
+        known, speak = self.encode(clips, given), self.tokenizers
+        if estimate == MEAN:
+            precision = "auto" if mode == "fast" else "float32"
+            books = {target.modality: speak[target.modality].codebook() for target in targets}
+            codes = expected_codes(self.model, known, books, precision=precision)
+            decoded = {name: speak[name].decode_codes(codes[name]) for name in books}
+        else:
+            tokens = generate(self.model, known, targets, seed=seed, mode=mode, precision="auto")
+            decoded = {target.modality: speak[target.modality].decode(tokens[target.modality]) for target in targets}
+        columns = {name: self.physical(name, clip, clips) for name, clip in decoded.items()}
         return [{name: column[row] for name, column in columns.items()} for row in range(len(clips))]
 
     def truth(self, clip: Clip, name: str) -> np.ndarray | None:
@@ -191,7 +226,12 @@ def run(config: PredictConfig) -> None:
     for start in range(0, len(wanted), config.batch_size):
         clips = [store.read(index) for index in wanted[start : start + config.batch_size]]
         results = predictor.predict(
-            clips, given=config.given, targets=config.targets(config.want), seed=config.seed + start, mode=config.mode
+            clips,
+            given=config.given,
+            targets=config.targets(config.want),
+            seed=config.seed + start,
+            mode=config.mode,
+            estimate=config.estimate,
         )
         for clip, result in zip(clips, results, strict=True):
             shown = {name: predictor.truth(clip, name) for name in (*config.given, *config.want)}

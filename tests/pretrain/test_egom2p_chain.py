@@ -24,7 +24,16 @@ def test_the_chain_publishes_its_page(tmp_path: Path, capsys: pytest.CaptureFixt
     words += ["pretrain.trainer.steps=3", "pretrain.trainer.batch_size=4", "pretrain.trainer.threads=1"]
     assert main(["pretrain", "egom2p-chain", *words]) == 0, capsys.readouterr().err
     page = (tmp_path / "results/README.md").read_text()
-    for part in ("Tokenizers", "| hands |", "four-tasks camera", "visual odometry", "fast mode", "| EgoM2P |"):
+    for part in (
+        "Tokenizers",
+        "| hands |",
+        "four-tasks camera",
+        "visual odometry",
+        "fast mode",
+        "| EgoM2P |",
+        "| EgoM2P, sampled |",
+        "| EgoM2P minus |",
+    ):
         assert part in page, part
     for name in ("curves.png", "prediction.png", "four-tasks-exact.json", "four-tasks-fast.json"):
         assert (tmp_path / "results" / name).stat().st_size > 500

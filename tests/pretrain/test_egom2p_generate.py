@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.egom2p_plain import plain_generate
 from pretrain.egom2p import generate as module
-from pretrain.egom2p.generate import PUBLISHED_TARGETS, Target, generate
+from pretrain.egom2p.generate import PUBLISHED_TARGETS, Target, expected_codes, generate
 from pretrain.egom2p.modalities import TokenGrid
-from pretrain.egom2p.model import EgoM2P, EgoM2PConfig
+from pretrain.egom2p.model import EgoM2P, EgoM2PConfig, TokenSet
 
 GRIDS = {
     "rgb": TokenGrid(shape=(2, 4, 4), vocabulary=300),
@@ -155,6 +155,48 @@ def test_fast_targets_do_not_see_each_other(model: EgoM2P) -> None:
     greedy = [Target(modality=name, temperature=0.0) for name in ("depth", "gaze")]
     both = generate(model, given, greedy, mode="fast")
     assert torch.equal(both["gaze"], generate(model, given, greedy[1:], mode="fast")["gaze"])
+
+
+def test_expected_codes_are_the_mean_over_the_distribution(model: EgoM2P, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the plain sum, per clip, whatever is asked for beside, and in slices."""
+    given = tokens(["rgb"], 3)
+    books = {
+        name: torch.randn(GRIDS[name].vocabulary, 5, generator=torch.Generator().manual_seed(7))
+        for name in ("depth", "gaze")
+    }
+    means = expected_codes(model, given, books)
+    condition = TokenSet.whole(model.config, given)
+    for name, book in books.items():
+        places = torch.arange(GRIDS[name].tokens).expand(3, -1)
+        with torch.no_grad():
+            hidden = model.decode(
+                TokenSet.of(model.config, name, torch.zeros_like(places), places), model.encode(condition)
+            )
+            plain = (model.logits(hidden, name).float().softmax(-1)[..., None] * book).sum(-2)
+        torch.testing.assert_close(means[name], plain, atol=1e-5, rtol=1e-5)
+    one = expected_codes(model, {"rgb": given["rgb"][1:2]}, {"gaze": books["gaze"]})
+    torch.testing.assert_close(one["gaze"], means["gaze"][1:2], atol=1e-5, rtol=1e-5)
+    assert all(torch.equal(means[name], again) for name, again in expected_codes(model, given, books).items())
+    monkeypatch.setattr(module, "LOGITS_AT_A_TIME", 700)
+    for name, sliced in expected_codes(model, given, books).items():
+        torch.testing.assert_close(sliced, means[name], atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(module, "FAST_QUERIES", 11)
+    assert expected_codes(model, given, books)["depth"].shape == (3, 32, 5)
+
+
+def test_expected_codes_are_what_draws_average_to(model: EgoM2P) -> None:
+    given = {"rgb": tokens(["rgb"], 1)["rgb"].expand(4000, -1)}
+    book = torch.randn(GRIDS["gaze"].vocabulary, 3, generator=torch.Generator().manual_seed(2))
+    mean = expected_codes(model, {"rgb": given["rgb"][:1]}, {"gaze": book})["gaze"][0]
+    drawn = generate(model, given, [Target(modality="gaze", temperature=1.0, top_p=0.0)], mode="fast")["gaze"]
+    torch.testing.assert_close(book[drawn].mean(0), mean, atol=0.12, rtol=0)
+
+
+def test_codebooks_of_another_model_are_refused(model: EgoM2P) -> None:
+    with pytest.raises(ValueError, match="41 codes for 40 ids"):
+        expected_codes(model, tokens(["rgb"], 1), {"gaze": torch.zeros(41, 2)})
+    with pytest.raises(ValueError, match="also given"):
+        expected_codes(model, tokens(["rgb"], 1), {"rgb": torch.zeros(300, 2)})
 
 
 def test_bfloat16(model: EgoM2P) -> None:

@@ -230,6 +230,26 @@ def test_prediction_has_physical_units(finished: EgoM2PTrainConfig, place: Path)
     np.testing.assert_allclose(again[0]["camera"], results[1]["camera"], atol=1e-4)
 
 
+def test_the_mean_is_one_and_the_same(finished: EgoM2PTrainConfig, place: Path) -> None:
+    """No seed, no neighbours in the batch, no other target has a part in it; its poses are rigid."""
+    store = open_store(place / "clips")
+    clips = [store.read(index) for index in (4, 5)]
+    predictor = Predictor(load_egom2p(finished.out))
+    targets = [Target(modality=name, steps=2) for name in ("depth", "gaze", "camera")]
+    both = predictor.predict(clips, given=["rgb"], targets=targets, seed=3, estimate="mean")
+    assert both[0]["depth"].shape == (16, SIZE, SIZE) and both[0]["gaze"].shape == (60, 2)
+    rotation = both[0]["camera"][:, :3, :3]
+    np.testing.assert_allclose(rotation @ rotation.transpose(0, 2, 1), np.tile(np.eye(3), (60, 1, 1)), atol=1e-5)
+    alone = predictor.predict(clips[1:], given=["rgb"], targets=targets[1:], seed=4, estimate="mean")
+    for name in ("gaze", "camera"):
+        np.testing.assert_allclose(alone[0][name], both[1][name], atol=1e-4)
+    fast = predictor.predict(clips, given=["rgb"], targets=targets, mode="fast", estimate="mean")
+    np.testing.assert_allclose(fast[0]["camera"], both[0]["camera"], atol=0.02)
+    for wrong in ({"estimate": "median"}, {"mode": "slow"}):
+        with pytest.raises(ValueError, match="expected one of"):
+            predictor.predict(clips, given=["rgb"], targets=targets, **wrong)
+
+
 def test_truth_has_gaps_where_the_clip_has(finished: EgoM2PTrainConfig) -> None:
     clip = made_clip(4)
     assert clip.gaze is not None
@@ -251,6 +271,9 @@ def test_predict_command_writes_arrays_a_picture_and_a_video(
     record = json.loads((tmp_path / "out/prediction.json").read_text())
     assert record["clips"] == ["made-06"] and record["settings"]["want"] == ["rgb", "gaze", "camera"]
     assert str(made) in capsys.readouterr().out
+    assert main(["predict", *words, f"out={tmp_path / 'mean'}", "estimate=mean"]) == 0
+    with np.load(tmp_path / "mean/made-06/prediction.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {"rgb", "gaze", "camera"}
 
 
 @pytest.mark.parametrize(
@@ -263,6 +286,8 @@ def test_predict_command_writes_arrays_a_picture_and_a_video(
         (["clip={place}/clips:99"], "clips 0 to 19"),
         (["clip={place}/clips:2", "given=[gaze]", "want=[rgb]"], "no gaze"),
         (["steps=99", "want=[camera]"], "steps"),
+        (["estimate=median"], "expected one of sample, mean"),
+        (["estimate=mean", "top_p=0.5"], "top_p: estimate=mean draws nothing"),
         (["checkpoint={place}/clips"], "no EgoM2P model"),
     ],
 )
@@ -391,7 +416,8 @@ def test_probe_measures_the_four_tasks(
     mine = {result.benchmark: result for result in results if result.encoder == "EgoM2P"}
     assert {metric.name for metric in mine["four-tasks gaze"].metrics} >= {"MSE", "seconds a clip"}
     columns = {result.encoder for result in results if result.benchmark == "four-tasks camera"}
-    assert {"EgoM2P", "untrained", "visual odometry", "still camera"} <= columns
+    sampled = {"EgoM2P, sampled", "untrained, sampled"}
+    assert {"EgoM2P", "untrained", "visual odometry", "still camera"} | sampled <= columns
     assert all(result.protocol["items"] == 12 for result in results)
     assert main(["probe", f"encoder={finished.out}", f"data={place / 'clips'}", "benchmark=four-tasks"]) == 2
     assert main(["probe", "encoder=random:egodtm-tiny", f"data={tmp_path / 'other'}", "benchmark=four-tasks"]) == 2

@@ -88,6 +88,24 @@ def test_int32_ids_are_ids(tokenizer: Tokenizer) -> None:
     assert torch.equal(tokenizer.decode(ids.int()), tokenizer.decode(ids))
 
 
+def test_codes_of_ids_decode_as_the_ids(tokenizer: Tokenizer) -> None:
+    """All probability on one id is that id."""
+    ids = tokenizer.encode(clips_for(tokenizer))
+    certain = torch.nn.functional.one_hot(ids, tokenizer.spec.grid.vocabulary).float()
+    codes = certain @ tokenizer.codebook()
+    assert torch.equal(tokenizer.decode_codes(codes), tokenizer.decode(ids))
+    torch.testing.assert_close(tokenizer.decode_codes(codes, clips_at_once=1), tokenizer.decode(ids))
+    assert tokenizer.decode_codes(codes[:0]).shape == tokenizer.decode(ids[:0]).shape
+
+
+def test_codes_of_other_shapes_are_refused(tokenizer: Tokenizer) -> None:
+    count, size = tokenizer.spec.grid.tokens, tokenizer.codebook().shape[1]
+    assert len(tokenizer.codebook()) == tokenizer.spec.grid.vocabulary
+    for wrong in (torch.zeros(1, count, size + 1), torch.zeros(1, count + 1, size), torch.zeros(1, count, size).int()):
+        with pytest.raises(ValueError, match="expected float codes"):
+            tokenizer.decode_codes(wrong)
+
+
 def test_other_shapes_are_refused(tokenizer: Tokenizer) -> None:
     x = clips_for(tokenizer)
     for wrong in (x[:, 1:], x[0], x.round().long()):

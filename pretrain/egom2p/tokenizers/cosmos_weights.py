@@ -264,6 +264,15 @@ class CosmosJitTokenizer(Tokenizer):
             )
         return video[:, :, : self.shape.frames].float().clamp(-1, 1)
 
+    def codebook(self) -> Float[Tensor, "V K"]:
+        raise ValueError(
+            f"tokenizer {self.spec.name!r} runs finished files, whose decoder takes ids alone: no mean can be decoded; "
+            "load_cosmos puts the same weights into a network that takes codes"
+        )
+
+    def codes_to_clips(self, codes: Float[Tensor, "B N K"]) -> Float[Tensor, "B 3 T S S"]:
+        raise AssertionError("decode_codes has asked for the codebook")
+
     def loss(self, x: Float[Tensor, "B 3 T S S"]) -> tuple[Tensor, dict[str, Tensor]]:
         raise ValueError(
             f"tokenizer {self.spec.name!r} runs finished files and cannot be trained; load_cosmos puts the same weights "

@@ -216,9 +216,16 @@ class FsqVideoTokenizer(Tokenizer):
         latents = self.quant_conv(self.encoder(x.to(self.quant_conv.conv3d.weight.dtype))).permute(0, 1, 3, 4, 2)
         return self.quantizer.codes_to_indices(self.codes(latents)).flatten(1).long()
 
+    def codebook(self) -> Float[Tensor, "V K"]:
+        """The grid's points in [-1, 1]^K: levels are ordered, so that a point between two of them means something."""
+        ids = torch.arange(self.spec.grid.vocabulary, device=self.quant_conv.conv3d.weight.device)
+        return self.quantizer._indices_to_codes(ids)
+
+    def codes_to_clips(self, codes: Float[Tensor, "B N K"]) -> Float[Tensor, "B 3 T S S"]:
+        return self.video(codes.unflatten(1, self.spec.grid.shape)).clamp(-1, 1)
+
     def ids_to_clips(self, ids: Int64[Tensor, "B N"]) -> Float[Tensor, "B 3 T S S"]:
-        codes = self.quantizer._indices_to_codes(ids.unflatten(1, self.spec.grid.shape))
-        return self.video(codes).clamp(-1, 1)
+        return self.codes_to_clips(self.quantizer._indices_to_codes(ids))
 
     def loss(self, x: Float[Tensor, "B 3 T S S"]) -> tuple[Tensor, dict[str, Tensor]]:
         """L1 of the pixels + edge_weight * L1 of their differences along time, rows and columns.

@@ -1,6 +1,7 @@
 """The tokenizer contract: what turns one modality of a clip into ids and back, and the table of the tokenizers there are.
 
-Axes:  B batch, N tokens of a clip; what follows B in an input is the modality's own (see pretrain.egom2p.modalities).
+Axes:  B batch, N tokens of a clip, V ids, K numbers of a code; what follows B in an input is the modality's own (see
+pretrain.egom2p.modalities).
 
 The masked model, the token store and generation see nothing of a tokenizer but this file. Weights own their
 preprocessing: standardisation and padding of frames happen inside.
@@ -68,7 +69,7 @@ class TokenizerSpec:
 
 
 class Tokenizer(nn.Module, ABC):
-    """Base of all tokenizers. A subclass sets `architecture` (a key of TOKENIZERS) and the three abstract methods.
+    """Base of all tokenizers. A subclass sets `architecture` (a key of TOKENIZERS) and the abstract methods.
 
     Attributes:
         spec: what it takes and gives.
@@ -109,6 +110,38 @@ class Tokenizer(nn.Module, ABC):
         padded = ids if len(ids) else ids.new_zeros(1, ids.shape[1])
         parts = [self.ids_to_clips(part.long()).float() for part in padded.split(clips_at_once or self.clips_at_once)]
         return torch.cat(parts)[: len(ids)]
+
+    @torch.no_grad()
+    def decode_codes(
+        self, codes: Float[Tensor, "B N K"], *, clips_at_once: int | None = None
+    ) -> Float[Tensor, "B ..."]:
+        """`decode` of codes in place of ids: rows of `codebook`, or points between them, such as their mean over a
+        distribution of ids.
+
+        Raises:
+            ValueError: codes of another shape, or a tokenizer whose codes cannot be had.
+        """
+        expected = (self.spec.grid.tokens, self.codebook().shape[1])
+        if codes.ndim != 3 or tuple(codes.shape[1:]) != expected or not codes.is_floating_point():
+            raise ValueError(
+                f"tokenizer {self.spec.name!r}: expected float codes [B, {expected[0]}, {expected[1]}], got "
+                f"{str(codes.dtype).removeprefix('torch.')} {list(codes.shape)}"
+            )
+        padded = codes if len(codes) else codes.new_zeros(1, *expected)
+        parts = [self.codes_to_clips(part).float() for part in padded.split(clips_at_once or self.clips_at_once)]
+        return torch.cat(parts)[: len(codes)]
+
+    @abstractmethod
+    def codebook(self) -> Float[Tensor, "V K"]:
+        """What the decoder is given for each id.
+
+        Raises:
+            ValueError: it takes ids and nothing else.
+        """
+
+    @abstractmethod
+    def codes_to_clips(self, codes: Float[Tensor, "B N K"]) -> Float[Tensor, "B ..."]:
+        """`decode_codes` of a batch that is checked and small enough."""
 
     @abstractmethod
     def clips_to_ids(self, x: Float[Tensor, "B ..."]) -> Int64[Tensor, "B N"]:

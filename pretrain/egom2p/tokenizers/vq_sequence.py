@@ -282,8 +282,16 @@ class VqSequenceTokenizer(Tokenizer):
         _, ids, _ = self.quantizer(self.latents(self._standardised(x)[0]).float(), freeze_codebook=True)
         return ids
 
+    def codebook(self) -> Float[Tensor, "V K"]:
+        """Unit vectors. A mean of several is shorter, the more so the more they differ: what the decoder makes of that is
+        near its values' mean, as the mean of what it makes of each would be."""
+        return self.quantizer.get_codes_from_indices(torch.arange(self.shape.codebook_size, device=self.mean.device))
+
+    def codes_to_clips(self, codes: Float[Tensor, "B N K"]) -> Float[Tensor, "B P C"]:
+        return self.values(codes) * self.std + self.mean
+
     def ids_to_clips(self, ids: Int64[Tensor, "B N"]) -> Float[Tensor, "B P C"]:
-        return self.values(self.quantizer.get_codes_from_indices(ids)) * self.std + self.mean
+        return self.codes_to_clips(self.quantizer.get_codes_from_indices(ids))
 
     def loss(self, x: Float[Tensor, "B P CM"]) -> tuple[Tensor, dict[str, Tensor]]:
         """reconstruction_weight * mean squared error of valid standardised values + commitment_weight * commitment.
