@@ -25,6 +25,7 @@ from pretrain.clips.sources.synthetic.robot_plan import ROBOT_ACTION_TABLE, SIDE
 from pretrain.clips.sources.synthetic.robot_scene import ARM, FLOOR_Z, RobotWorld, Table, build_robot_world
 
 FOV_DEGREES = (35.0, 75.0)
+FILLING_M = 0.5  # half of what a narrow view shows, at the target
 MAX_ATTEMPTS = 200
 CHECK_STEPS = 10
 DEEPEST_M = 0.012  # how far the arm may enter what it does not act on
@@ -86,6 +87,15 @@ def _draw_table(rng: np.random.Generator, kind: str, mount_y: float) -> tuple[Ta
     return Table(low=(-wide, near), high=(wide, far), legs=kind == "table"), mount_z
 
 
+def _draw_fov(rng: np.random.Generator, plan: Plan, rig: HeadRig) -> float:
+    """The field of view in degrees; every second one is narrow enough for the work area to fill the picture."""
+    low, high = FOV_DEGREES
+    if rng.random() < 0.5:
+        distance = np.linalg.norm(rig.world_from_camera(0.0)[:3, 3] - plan.thing_pose(plan.target, 0.0)[:3, 3])
+        high = max(min(high, 2 * float(np.rad2deg(np.arctan(FILLING_M / distance)))), low)
+    return float(rng.uniform(low, high))
+
+
 def _draw_episode(action: str, rng: np.random.Generator, config: SyntheticConfig, attempt: int) -> RobotEpisode:
     """The cheap checks come before the scene is compiled."""
     row = ROBOT_ACTION_TABLE[action]
@@ -100,9 +110,8 @@ def _draw_episode(action: str, rng: np.random.Generator, config: SyntheticConfig
     # Every frame must be within reach, and the way between them.
     between = np.linspace(0.0, config.duration_s, 4 * CHECK_STEPS)
     check_reach(arm, plan, np.concatenate([np.arange(config.frames) / config.rgb_fps, between]))
-    low, high = FOV_DEGREES
-    fov_degrees = low + (high - low) * float(rng.random()) ** 1.4  # more narrow ones: the arm fills more of the picture
     rig = draw_watching_rig(rng, plan, config.duration_s)
+    fov_degrees = _draw_fov(rng, plan, rig)
     check_view(
         plan, rig, times, intrinsics(fov_degrees, config.image_size), config.image_size, stage.placed[0].model.height
     )
@@ -142,7 +151,7 @@ def check_view(plan: Plan, rig: HeadRig, times: np.ndarray, matrix: np.ndarray, 
 def check_clear(world: RobotWorld, plan: Plan, rig: HeadRig, times: np.ndarray) -> None:
     """Refuses a plan in which the arm runs into the table, into things it does not act on, or into the watcher's face."""
     acting = {plan.target, plan.other}
-    others = [g for i, geoms in enumerate(world.thing_geoms) if i not in acting for g in geoms]
+    others = [g for i, geoms in enumerate(world.thing_geoms) if i not in acting for g in geoms] + world.walls
     for time in times:
         plan.apply(world, time)
         world.update()

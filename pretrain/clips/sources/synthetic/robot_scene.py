@@ -196,6 +196,7 @@ class RobotWorld(World):
 
     Attributes:
         arm: the arm.
+        walls: ids of the room's walls.
         arm_geoms: ids of its solid shapes from the elbow on; `tool_geoms` of the hand and the fingers alone.
     """
 
@@ -224,6 +225,7 @@ class RobotWorld(World):
             [g for g, name in enumerate(names) if name.startswith(f"object {i}/solid")] for i in range(len(things))
         ]
         self.support = [g for g, name in enumerate(names) if name.startswith("support")]
+        self.walls = [g for g, name in enumerate(names) if name.startswith("wall")]
 
         def of_links(*links: str) -> list[int]:
             starts = tuple(f"{ARM}/{link}/" for link in links)
