@@ -26,6 +26,7 @@ from eval_robot.rollout import EvalConfig, evaluated
 from eval_robot.rollout import run as evaluate
 from policies.demos.collect import DemosConfig
 from policies.demos.collect import run as collect
+from policies.demos.hdf5 import DemoFile
 from policies.readouts import READOUTS
 from policies.train import TrainConfig
 from policies.train import run as train
@@ -59,6 +60,8 @@ class StudyConfig:
         reference: the row that all others are paired with.
         pairs: pairs of rows compared besides.
         cameras: of each task's own, the first so many.
+        look_every_s: simulated time that a policy acts on one look: it predicts and runs as many actions as fit, at least one. None: what
+            `train` says, which is the same number of control steps for suites that are controlled at 12 and at 80 Hz.
         level: appearance of the demonstrations and of the main evaluation; `shifts` are evaluated on top of it.
         counts: numbers of demonstrations besides all of them.
         readouts: the first is used throughout, the others at the level with all demonstrations.
@@ -76,6 +79,7 @@ class StudyConfig:
     seeds: tuple[int, ...]
     level: str
     cameras: int
+    look_every_s: float | None
     shifts: tuple[str, ...]
     counts: tuple[int, ...]
     readouts: tuple[str, ...]
@@ -122,6 +126,10 @@ class StudyConfig:
         if self.retries < 0 or self.workers < 0 or self.cameras < 1:
             raise ValueError(
                 f"retries={self.retries}, workers={self.workers}, cameras={self.cameras}: expected 0 or more, cameras 1 or more"
+            )
+        if self.look_every_s is not None and (self.look_every_s <= 0 or self.train.chunk_steps is not None):
+            raise ValueError(
+                f"look_every_s={self.look_every_s}, train.chunk_steps={self.train.chunk_steps}: expected one of them, in seconds above 0 or in steps"
             )
         for label, row in self.rows.items():
             try:
@@ -287,6 +295,10 @@ def demos_config(config: StudyConfig, task: str) -> DemosConfig:
 def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
     paths, row = StudyPaths(Path(config.out)), config.rows[unit.row]
     every = unit.demonstrations == config.demos.episodes
+    chunk_steps, execute_steps = config.train.chunk_steps, config.train.execute_steps
+    if config.look_every_s is not None:
+        with DemoFile(paths.demos(unit.task)) as demos:
+            chunk_steps = execute_steps = max(1, round(config.look_every_s * demos.env_spec.control_hz))
     backbone = replace(config.train.backbone, readout=unit.readout, adaptation=row.adaptation)
     return replace(
         config.train,
@@ -295,6 +307,8 @@ def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
         encoder=row.encoder.format(**{k: v.replace("{task}", _slug(unit.task)) for k, v in config.encoders.items()}),
         state_keys=row.state_keys,
         backbone=backbone,
+        chunk_steps=chunk_steps,
+        execute_steps=execute_steps,
         steps=row.steps or config.train.steps,
         batch_size=row.batch_size or config.train.batch_size,
         label=unit.row,

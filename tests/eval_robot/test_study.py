@@ -219,6 +219,8 @@ def test_the_grid(tmp_path: Path) -> None:
         (["launcher=slurm"], "launcher=slurm"),
         (["eval.stop=sequential", "eval.episodes=20"], "eval.stop=sequential"),
         (["shifts=[camera-9]"], "camera-9"),
+        (["look_every_s=0"], "look_every_s=0"),
+        (["train.chunk_steps=4"], "expected one of them"),
     ],
 )
 def test_bad_settings(tmp_path: Path, words: list[str], match: str) -> None:
@@ -253,6 +255,9 @@ def test_a_small_study_fails_retries_resumes_and_publishes(
     reports = load_reports(tmp_path / "published" / "reports")
     assert len(reports) == 6 and {report.header["training"]["demonstrations"] for report in reports} == {2, 3}
     assert (tmp_path / "study" / "report.html").read_text().startswith("<!doctype html>")
+    # A look lasts 0.1 s, at 20 Hz two actions.
+    spec = json.loads(next((tmp_path / "study" / "policies").rglob("spec.json")).read_text())["spec"]
+    assert (spec["chunk_steps"], spec["execute_steps"]) == (2, 2)
     # A row that is added later costs only that row.
     tried.clear()
     more = replace(
