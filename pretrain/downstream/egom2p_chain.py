@@ -16,7 +16,7 @@ from pretrain.artifact import atomic_write_bytes, atomic_write_text
 from pretrain.checkpoints import read_metrics
 from pretrain.clips.synth import SynthConfig, run_synth
 from pretrain.downstream.comparison import compare, load_results
-from pretrain.downstream.four_tasks_probe import SAMPLED
+from pretrain.downstream.four_tasks_probe import BLIND, SAMPLED
 from pretrain.downstream.probe import RESULTS_FILE, ProbeConfig
 from pretrain.downstream.probe import run as probe
 from pretrain.downstream.results import BenchmarkResult
@@ -227,7 +227,8 @@ def _four_tasks(path: Path, mode: str) -> list[str]:
     lines = [
         f"## The four tasks, {mode} mode",
         "",
-        f"{EGOM2P} is the mean of what the model thinks possible; `{SAMPLED.removeprefix(', ')}` is a draw ({how}). In the second table of each task "
+        f"{EGOM2P} is the mean of what the model thinks possible; `{SAMPLED.removeprefix(', ')}` is a draw ({how}); `{BLIND.removeprefix(', ')}`: the mean when "
+        f"another clip stands in for what is given: where that is as good, the model does not use what it is given. In the second table of each task "
         f"{EGOM2P} minus each method on the same clips, with 95 % intervals of a paired bootstrap; bold: better or worse beyond chance.",
         "",
     ]

@@ -24,7 +24,9 @@ from pretrain.provenance import make_provenance
 
 # task -> what is shown for it.
 GIVEN = {"gaze": "rgb", "camera": "rgb", "depth": "rgb", "rgb": "depth"}
-SAMPLED = ", sampled"
+# What follows the model's name, of each way to have it predict.
+SAMPLED, BLIND = ", sampled", ", another clip given"
+WAYS = ("", SAMPLED, BLIND)
 _SEED = 20255
 _FIT_SHARE = 0.2
 
@@ -47,13 +49,18 @@ class FourTasksSettings(Protocol):
 
 
 class EgoM2PPredictor:
-    """A trained model in the four tasks, each by the mean of what it thinks possible, for all are scored by distances, or by
-    a draw: the authors' schedule, or at once (`mode="fast"`). The mean has the model's name, the draw SAMPLED after it."""
+    """A trained model in the four tasks, in one of three ways.
 
-    def __init__(self, subject: Subject, *, mode: str, estimate: str) -> None:
-        assert subject.predictor is not None
-        self.name = subject.name if estimate == MEAN else f"{subject.name}{SAMPLED}"
-        self.sha256, self.mode, self.estimate = subject.sha256, mode, estimate
+    Its own name: the mean of what it thinks possible, for all tasks are scored by distances. SAMPLED: a draw, by the authors'
+    schedule or at once (`mode="fast"`). BLIND: the mean given the clip before in the batch in place of this one (its depth
+    in place of its depth): what the model knows of clips at large. Where that is as good, what is given has no part in
+    the predictions, however they compare with the baselines.
+    """
+
+    def __init__(self, subject: Subject, *, mode: str, way: str = "") -> None:
+        assert subject.predictor is not None and way in WAYS
+        self.name, self.sha256 = f"{subject.name}{way}", subject.sha256
+        self.mode, self.estimate, self.is_blind = mode, SAMPLE if way == SAMPLED else MEAN, way == BLIND
         self.predictor: Predictor = subject.predictor
 
     def predict(self, clips: Sequence[Clip]) -> Prediction:
@@ -64,12 +71,13 @@ class EgoM2PPredictor:
             given = GIVEN[task]
             if task not in known or given not in known:
                 continue
-            able = [place for place, clip in enumerate(clips) if getattr(clip, given) is not None]
+            shown = _others(clips) if self.is_blind else clips
+            able = [place for place, clip in enumerate(shown) if clip is not None and getattr(clip, given) is not None]
             if not able:
                 continue
             began = time.perf_counter()
             results = self.predictor.predict(
-                [clips[place] for place in able],
+                [clip for place in able if (clip := shown[place]) is not None],
                 given=[given],
                 targets=[PUBLISHED_TARGETS[task]],
                 mode=self.mode,
@@ -87,6 +95,13 @@ class EgoM2PPredictor:
             rgb=found.get("rgb"),
             seconds=seconds,
         )
+
+
+def _others(clips: Sequence[Clip]) -> list[Clip | None]:
+    """For each clip the one before it, for the first the last; None where that is the clip itself, or of another size, in whose
+    pixels it would be predicted."""
+    shapes = [None if clip.rgb is None else clip.rgb.shape[1:3] for clip in clips]
+    return [clips[n - 1] if len(clips) > 1 and shapes[n - 1] == shapes[n] else None for n in range(len(clips))]
 
 
 def run_four_tasks(
@@ -113,9 +128,7 @@ def run_four_tasks(
     fit = max(1, round(_FIT_SHARE * len(order)))
     scored = order[fit:] if not config.clips else order[fit : fit + config.clips]
     predictors = [
-        EgoM2PPredictor(_on(subject, device), mode=config.mode, estimate=estimate)
-        for subject in subjects
-        for estimate in (MEAN, SAMPLE)
+        EgoM2PPredictor(_on(subject, device), mode=config.mode, way=way) for subject in subjects for way in WAYS
     ]
     results = measure(
         predictors,

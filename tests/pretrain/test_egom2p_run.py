@@ -416,12 +416,28 @@ def test_probe_measures_the_four_tasks(
     mine = {result.benchmark: result for result in results if result.encoder == "EgoM2P"}
     assert {metric.name for metric in mine["four-tasks gaze"].metrics} >= {"MSE", "seconds a clip"}
     columns = {result.encoder for result in results if result.benchmark == "four-tasks camera"}
-    sampled = {"EgoM2P, sampled", "untrained, sampled"}
+    sampled = {f"{name}{way}" for name in ("EgoM2P", "untrained") for way in (", sampled", ", another clip given")}
     assert {"EgoM2P", "untrained", "visual odometry", "still camera"} | sampled <= columns
     assert all(result.protocol["items"] == 12 for result in results)
     assert main(["probe", f"encoder={finished.out}", f"data={place / 'clips'}", "benchmark=four-tasks"]) == 2
     assert main(["probe", "encoder=random:egodtm-tiny", f"data={tmp_path / 'other'}", "benchmark=four-tasks"]) == 2
     assert "needs EgoM2P" in capsys.readouterr().err
+
+
+def test_another_clip_stands_in(finished: EgoM2PTrainConfig) -> None:
+    """A blind prediction is the sighted one of the clip before; alone there is none."""
+    from pretrain.downstream.four_tasks_probe import BLIND, EgoM2PPredictor
+    from pretrain.downstream.subjects import load_subject
+
+    subject = load_subject(finished.out)
+    clips = [_other_clip(index) for index in range(3)]
+    blind = EgoM2PPredictor(subject, mode="exact", way=BLIND).predict(clips)
+    sighted = EgoM2PPredictor(subject, mode="exact").predict(clips)
+    assert blind.gaze is not None and sighted.gaze is not None
+    for place in range(3):
+        np.testing.assert_allclose(blind.gaze[place], sighted.gaze[place - 1], atol=1e-3)
+    alone = EgoM2PPredictor(subject, mode="exact", way=BLIND).predict(clips[:1])
+    assert alone.gaze is None and alone.depth is None
 
 
 def _other_clip(index: int) -> Clip:
