@@ -277,6 +277,7 @@ def make_trainer(config: TrainConfig, count: int) -> TrainerConfig:
         accelerator=config.accelerator,
         # A head's matrices are so small that a second thread costs more than it saves.
         threads=config.threads if trains_encoder else 1,
+        prefetch=2 if trains_encoder else 0,  # rows of features are gathered faster than a thread is woken
         checkpoint_every=250 if trains_encoder else 2000,
     )
 

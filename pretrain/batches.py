@@ -63,7 +63,8 @@ class BatchPlan:
 def stream_batches(
     load: LoadBatch, plans: Sequence[Sequence[SampleId]], *, workers: int, prefetch: int
 ) -> Iterator[dict[str, Any]]:
-    """Yields load(plan) for each plan in order, prepared ahead by a thread (workers = 0) or by worker processes.
+    """Yields load(plan) for each plan in order, prepared ahead by a thread (workers = 0) or by worker processes; with prefetch = 0 and no
+    workers each is made when it is asked for, which is best where a batch costs less than the threads' turns.
 
     A thread is enough while a batch is decoded faster than it is trained on, which on a CPU is the rule; decoding lets
     go of the interpreter, so it costs the step little. Worker processes are spawned, since a fork of a process that has
@@ -79,8 +80,10 @@ def stream_batches(
             multiprocessing_context="spawn",
         )
         yield from loader
-    else:
+    elif prefetch:
         yield from _threaded(load, plans, prefetch)
+    else:
+        yield from map(load, plans)
 
 
 class _Plans(Dataset[dict[str, Any]]):
@@ -96,7 +99,7 @@ class _Plans(Dataset[dict[str, Any]]):
 
 
 def _threaded(load: LoadBatch, plans: Sequence[Sequence[SampleId]], prefetch: int) -> Iterator[dict[str, Any]]:
-    ready: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue(maxsize=max(1, prefetch))
+    ready: queue.Queue[dict[str, Any] | BaseException | None] = queue.Queue(maxsize=prefetch)
     stopped = threading.Event()
 
     def put(item: dict[str, Any] | BaseException | None) -> None:

@@ -50,7 +50,8 @@ class TrainerConfig:
             autocast on a GPU that has it and fp32 elsewhere, "fast" also on a CPU that multiplies bf16 (AMX or AVX-512
             BF16), where a ViT then trains faster (on other CPUs bf16 is many times slower than fp32).
         threads: CPU threads of the arithmetic; 0 leaves torch's default. A fixed number makes a CPU run exact.
-        workers: processes that load batches; 0 = a thread. prefetch: batches ready ahead (a worker).
+        workers: processes that load batches; 0 = a thread. prefetch: batches ready ahead (a worker); 0 without
+            workers: none, each is made when it is its turn.
         checkpoint_every, log_every: in steps. keep_checkpoints: the newest that are kept.
     """
 
@@ -79,7 +80,8 @@ class TrainerConfig:
     def __post_init__(self) -> None:
         at_least: dict[str, int] = dict.fromkeys(("steps", "warmup_steps", "threads", "workers", "micro_batch"), 0)
         at_least |= dict.fromkeys(("gradient_clip", "weight_decay"), 0)
-        at_least |= dict.fromkeys(("batch_size", "devices", "num_nodes", "prefetch", "keep_checkpoints"), 1)
+        at_least |= dict.fromkeys(("batch_size", "devices", "num_nodes", "keep_checkpoints"), 1)
+        at_least["prefetch"] = 0
         at_least |= dict.fromkeys(("checkpoint_every", "log_every"), 1)
         for field, least in at_least.items():
             if getattr(self, field) < least:
@@ -270,7 +272,7 @@ def fit(
             batches = stream_batches(load, plans, workers=trainer.workers, prefetch=trainer.prefetch)
             for step, batch in zip(range(progress.step, trainer.steps), batches, strict=False):
                 # Whatever a model draws (dropout) is a function of the step too, so no generator outlives one.
-                torch.manual_seed(_step_seed(plan.seed, step, fabric.global_rank))
+                _seed_draws(_step_seed(plan.seed, step, fabric.global_rank), fabric.device)
                 for group in optimizer.param_groups:
                     group["lr"] = trainer.learning_rate_at(step)
                 wrapped_optimizer.zero_grad(set_to_none=True)
@@ -331,6 +333,15 @@ class _LazyPlans(Sequence[list[tuple[int, int]]]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.plan.at(self.steps[index], rank=self.rank, world_size=self.world_size)
+
+
+def _seed_draws(seed: int, device: torch.device) -> None:
+    """What torch.manual_seed does, for the generators that are used here: it asks every back-end, which takes as long as a small step."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

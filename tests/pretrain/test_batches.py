@@ -56,8 +56,8 @@ def load_ids(ids):
     return {"ids": list(ids)}
 
 
-@pytest.mark.parametrize("prefetch", [1, 4])
-def test_thread_keeps_the_order(prefetch: int) -> None:
+@pytest.mark.parametrize("prefetch", [0, 1, 4])
+def test_the_order_is_kept(prefetch: int) -> None:
     wanted = [[(index, 0)] for index in range(25)]
     assert [batch["ids"] for batch in stream_batches(load_ids, wanted, workers=0, prefetch=prefetch)] == wanted
 
