@@ -196,17 +196,28 @@ def _page(config: ChainConfig, results: Path) -> str:
         "",
         "## The model: tokens of held-out clips, masked as in training",
         "",
-        "| modality | cross-entropy | of the tokens' frequencies | right | tokens |",
-        "|---|---|---|---|---|",
+        "Gain: cross-entropy given another clip's tokens at the same places minus given the clip's own, with its 95 % interval over clips. A "
+        "model that does not use what it is given has none.",
+        "",
+        "| modality | cross-entropy | of the tokens' frequencies | gain | right | tokens |",
+        "|---|---|---|---|---|---|",
     ]
     for name, figures in json.loads((Path(config.model.out) / VALIDATION_FILE).read_text()).items():
         lines.append(
-            f"| {name} | {figures['loss']:.3f} | {figures['chance']:.3f} | {figures['accuracy']:.1%} | {figures['tokens']:,} |"
+            f"| {name} | {figures['loss']:.3f} | {figures['chance']:.3f} | {_gain_cell(figures)} | {figures['accuracy']:.1%} | {figures['tokens']:,} |"
         )
     lines += ["", "![curves](curves.png)", "", "![one held-out clip](prediction.png)", ""]
     for mode in MODES:
         lines += _four_tasks(results / f"four-tasks-{mode}.json", mode)
     return "\n".join(lines) + "\n"
+
+
+def _gain_cell(figures: Mapping[str, float]) -> str:
+    """Bold where the interval lies above 0; a run from before there was a gain has none."""
+    if "gain" not in figures:
+        return "-"
+    text = f"{figures['gain']:+.4f} [{figures['gain_low']:+.4f}, {figures['gain_high']:+.4f}]"
+    return f"**{text}**" if figures["gain_low"] > 0 else text
 
 
 def _tokenizer_row(modality: str, figures: Mapping[str, Any]) -> str:

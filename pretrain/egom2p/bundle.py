@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from pretrain.artifact import load_artifact, load_tensors_strict, save_artifact
-from pretrain.egom2p.model import EgoM2P, EgoM2PConfig
+from pretrain.egom2p.model import EMBEDDING_STD, TOKEN_STD, EgoM2P, EgoM2PConfig
+from pretrain.egom2p.token_start import start_tokens
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 MODEL_KIND = "egom2p"
@@ -101,6 +102,8 @@ def load_egom2p(path: str | Path, *, untrained: bool = False) -> Bundle:
                 "trained on: its ids would mean nothing to the model; put the original back"
             )
         tokenizers |= dict.fromkeys(tokenizer.spec.modalities, tokenizer)
+    if untrained:
+        _start_again(model, tokenizers, artifact.config["training"])
     if missing := [name for name in model.config.names if name not in tokenizers]:
         raise ValueError(
             f"{path / TOKENIZERS_DIRECTORY}: no tokenizer for {missing[0]}, which the model was trained on"
@@ -108,3 +111,12 @@ def load_egom2p(path: str | Path, *, untrained: bool = False) -> Bundle:
     return Bundle(
         path=path, model=model.eval(), tokenizers=tokenizers, provenance=artifact.provenance, sha256=artifact.sha256
     )
+
+
+def _start_again(model: EgoM2P, tokenizers: Mapping[str, Tokenizer], training: Mapping[str, Any]) -> None:
+    """The token table that training started from. Runs from before `token_start` had a smaller one of the same draws."""
+    if "token_start" in training:
+        start_tokens(model, tokenizers, start=training["token_start"], seed=int(training["seed"]))
+    else:
+        with torch.no_grad():
+            model.encoder_tokens.mul_(EMBEDDING_STD / TOKEN_STD)

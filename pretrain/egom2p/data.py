@@ -51,12 +51,17 @@ class LoadTokens:
         return dataclasses.replace(self.masking, only_input=(*self.masking.only_input, *forbidden))
 
     def __call__(self, ids: Sequence[SampleId]) -> dict[str, Any]:
+        return self.given_of(ids, [index for index, _ in ids])
+
+    def given_of(self, ids: Sequence[SampleId], others: Sequence[int]) -> dict[str, Any]:
+        """The batch of `ids` with the same places given and asked for, but what is given are the tokens of other clips, which
+        must have the modalities of those that they stand in for."""
         inputs, targets = [], []
-        for index, seed in ids:
+        for (index, seed), other in zip(ids, others, strict=True):
             clip = self.read(index)
             sizes = {name: len(tokens) for name, tokens in clip.items()}
             seen, asked = draw_masks(sizes, self._masking_of(index), np.random.default_rng([seed, index, _MASK_STREAM]))
-            inputs.append((clip, seen))
+            inputs.append((clip if other == index else self.read(other), seen))
             targets.append((clip, asked))
         return pack(inputs, self.config, "input") | pack(targets, self.config, "target")
 

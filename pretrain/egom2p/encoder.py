@@ -18,7 +18,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from pretrain.egom2p.modalities import VIDEO_HZ
-from pretrain.egom2p.model import EMBEDDING_STD, EgoM2P, EgoM2PConfig, EncoderBlock, Norm, sincos_positions
+from pretrain.egom2p.model import (
+    EMBEDDING_STD,
+    TOKEN_STD,
+    EgoM2P,
+    EgoM2PConfig,
+    EncoderBlock,
+    Norm,
+    sincos_positions,
+)
 from pretrain.egom2p.tokenizers.fsq_video import FsqVideoConfig, FsqVideoTokenizer
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer
 from pretrain.encoder import EncoderOutput, EncoderSpec, VideoEncoder
@@ -77,8 +85,8 @@ class EgoM2PEncoder(VideoEncoder):
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
-        for table in (self.token_table, self.modality):
-            nn.init.normal_(table, std=EMBEDDING_STD)
+        nn.init.normal_(self.token_table, std=TOKEN_STD)
+        nn.init.normal_(self.modality, std=EMBEDDING_STD)
 
     @classmethod
     def of(cls, model: EgoM2P, tokenizer: Tokenizer, *, name: str, frames: int = HISTORY_FRAMES) -> Self:
@@ -96,9 +104,8 @@ class EgoM2PEncoder(VideoEncoder):
         kept = encoder.tokenizer.state_dict()
         encoder.tokenizer.load_state_dict({k: v for k, v in tokenizer.state_dict().items() if k in kept})
         index = model.config.names.index(RGB)
-        start = int(model._token_offset[index])
         with torch.no_grad():
-            encoder.token_table.copy_(model.encoder_tokens[start : start + len(encoder.token_table)])
+            encoder.token_table.copy_(model.token_rows(RGB))
             encoder.modality.copy_(model.modality_embedding[index])
         encoder.blocks.load_state_dict(model.encoder.state_dict())
         encoder.norm.load_state_dict(model.encoder_norm.state_dict())

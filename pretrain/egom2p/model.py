@@ -26,6 +26,8 @@ from pretrain.egom2p.modalities import MODALITIES, PUBLISHED, TokenGrid, require
 NORM_EPSILON = 1e-6
 POSITION_TEMPERATURE = 10000.0
 EMBEDDING_STD = 0.02
+# Of the encoder's token table: that of the sine-cosine positions added to it (0.5 to 0.7), or the token is not heard beside them.
+TOKEN_STD = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -319,7 +321,8 @@ class EgoM2P(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform matrices, queries, keys and values each for itself; embeddings normal with std 0.02."""
+        """Xavier-uniform matrices, queries, keys and values each for itself; embeddings normal with std 0.02, but the encoder's
+        token table with TOKEN_STD (training starts it from codebooks, pretrain/egom2p/token_start.py)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -328,8 +331,15 @@ class EgoM2P(nn.Module):
             if isinstance(module, Attention):
                 for part in module.kv.weight.chunk(2):
                     nn.init.xavier_uniform_(part)
-        for table in (self.encoder_tokens, self.decoder_tokens, self.modality_embedding, self.mask_token):
+        nn.init.normal_(self.encoder_tokens, std=TOKEN_STD)
+        for table in (self.decoder_tokens, self.modality_embedding, self.mask_token):
             nn.init.normal_(table, std=EMBEDDING_STD)
+
+    def token_rows(self, modality: str) -> Float[Tensor, "V D"]:
+        """The rows of the encoder's table that are this modality's tokens, a view."""
+        index = self.config.names.index(modality)
+        start = int(self._token_offset[index])
+        return self.encoder_tokens[start : start + self.config.grids[modality].vocabulary]
 
     def _places(self, tokens: TokenSet) -> Float[Tensor, "B N D"]:
         """Position and modality: where a token is, whatever it is."""

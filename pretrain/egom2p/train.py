@@ -7,13 +7,11 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -26,14 +24,14 @@ from pretrain.egom2p.bundle import ENCODER_DIRECTORY, MODEL_DIRECTORY, save_egom
 from pretrain.egom2p.data import LoadTokens, target_counts, unpack
 from pretrain.egom2p.masking import MaskingConfig
 from pretrain.egom2p.model import SIZES, EgoM2P, EgoM2PConfig, egom2p_loss
+from pretrain.egom2p.token_start import TOKEN_STARTS, start_tokens
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer, load_tokenizer
 from pretrain.egom2p.tokens import AuthorsDataSet, TokenStore, open_authors_tokens, open_tokens, require_tokenizers
+from pretrain.egom2p.validation import validate
 from pretrain.loop import TrainerConfig, fit, held_run, make_fabric
 from pretrain.provenance import make_provenance
 
 VALIDATION_FILE = "validation.json"
-# Clips that the token frequencies, the chance level of the loss, are counted on.
-_FREQUENCY_CLIPS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +49,7 @@ class EgoM2PTrainConfig:
         size: a row of SIZES.
         modalities: of the stores to model; empty = all that they hold.
         masking: budgets of a clip, see MaskingConfig.
+        token_start: of the encoder's token table, "codebook" (from the tokenizers' codes, where they tell them) or "normal".
         seed: of the weights, the order of the clips and the masks.
         overwrite: start again from nothing where `out` holds another run.
         val_fraction: share of the clips held out.
@@ -64,6 +63,7 @@ class EgoM2PTrainConfig:
     size: str = "tiny"
     modalities: tuple[str, ...] = ()
     masking: MaskingConfig = field(default_factory=MaskingConfig)
+    token_start: str = "codebook"
     seed: int = 0
     overwrite: bool = False
     val_fraction: float = 0.1
@@ -81,6 +81,8 @@ class EgoM2PTrainConfig:
             )
         if self.size not in SIZES:
             raise ValueError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r}")
+        if self.token_start not in TOKEN_STARTS:
+            raise ValueError(f"token_start: expected one of {', '.join(TOKEN_STARTS)}, got {self.token_start!r}")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
         if not 0 <= self.val_fraction < 1:
@@ -169,6 +171,9 @@ def _train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = EgoM2P(model_config)
+    by_modality = {name: tokenizer for tokenizer in tokenizers.values() for name in tokenizer.spec.modalities}
+    # A checkpoint, where there is one, takes the place of all this.
+    start_tokens(model, by_modality, start=config.token_start, seed=config.seed)
     load = LoadTokens(stores, model_config, config.masking)
     train_clips, held_out = split_clips(len(load), config.val_fraction)
 
@@ -197,6 +202,8 @@ def _train(
             f"{name}: cross-entropy {figures['loss']:.3f} on {figures['tokens']} held-out tokens, {verdict} "
             f"{figures['chance']:.3f} of their frequencies; {figures['accuracy']:.1%} right"
         )
+        if "gain" in figures:
+            print(f"{name}: {_gain_said(figures)}")
     clips = trainer.steps * trainer.batch_size
     print(
         f"pretrain {config.name}: {trainer.steps} steps, {clips} clips seen, {progress.wall_time_s:.0f} s: "
@@ -204,44 +211,10 @@ def _train(
     )
 
 
-@torch.inference_mode()
-def validate(
-    model: EgoM2P, load: LoadTokens, *, train: Sequence[int], held_out: Sequence[int], batch_size: int
-) -> dict[str, dict[str, float]]:
-    """Cross-entropy of held-out clips' tokens, masked as in training by seeds of their own, beside that of each modality's
-    token frequencies among training clips: what is known without seeing anything of a clip.
-
-    Returns:
-        modality -> "loss" and "chance" in nats a token, "accuracy", "tokens".
-    """
-    was_training = model.training
-    model.eval()
-    device, config = model.mask_token.device, model.config
-    log_frequency = _log_frequencies(load, train[:: max(1, len(train) // _FREQUENCY_CLIPS)])
-    sums = {name: np.zeros(4) for name in config.names}
-    for start in range(0, len(held_out), batch_size):
-        ids = [(index, index) for index in held_out[start : start + batch_size]]
-        batch = {name: value.to(device) for name, value in load(ids).items()}
-        counts = target_counts(batch, config)
-        for name, (loss, right) in model(unpack(batch, "input"), unpack(batch, "target")).items():
-            asked = batch["target_valid"] & (batch["target_modality"] == config.names.index(name))
-            chance = -log_frequency[name][batch["target_ids"][asked].cpu()].sum()
-            sums[name] += (float(loss) * counts[name], float(chance), float(right), counts[name])
-    model.train(was_training)
-    return {
-        name: {"loss": s[0] / s[3], "chance": s[1] / s[3], "accuracy": s[2] / s[3], "tokens": int(s[3])}
-        for name, s in sums.items()
-        if s[3]
-    }
-
-
-def _log_frequencies(load: LoadTokens, clips: Sequence[int]) -> dict[str, Tensor]:
-    """log p(id) of each modality with one added to every count."""
-    counts = {name: np.ones(grid.vocabulary) for name, grid in load.config.grids.items()}
-    for index in clips:
-        for name, ids in load.read(index).items():
-            counts[name] += np.bincount(ids, minlength=len(counts[name]))
-    return {name: torch.from_numpy(np.log(c) - math.log(c.sum())) for name, c in counts.items()}
+def _gain_said(figures: Mapping[str, float]) -> str:
+    low, high = figures["gain_low"], figures["gain_high"]
+    text = f"{figures['gain']:+.4f} nats [{low:+.4f}, {high:+.4f}] a token likelier given its own clip's tokens than another's"
+    return text if low > 0 else f"{text}: it is NOT shown that the model uses what it is given"
 
 
 def _save(

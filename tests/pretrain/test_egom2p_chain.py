@@ -26,6 +26,7 @@ def test_the_chain_publishes_its_page(tmp_path: Path, capsys: pytest.CaptureFixt
     page = (tmp_path / "results/README.md").read_text()
     for part in (
         "Tokenizers",
+        "| gain |",
         "| hands |",
         "four-tasks camera",
         "visual odometry",

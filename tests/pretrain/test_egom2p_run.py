@@ -1,5 +1,6 @@
 """`egoarm pretrain egom2p` and `egoarm predict` end to end on a small made-up store, with the tokenizers untrained."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -125,8 +126,31 @@ def test_the_run_ends_with_a_model_its_tokenizers_and_an_encoder(
     assert bundle.provenance["data"]["tokens 0"] == open_tokens(place / "tokens").manifest_sha256
     report = json.loads((Path(finished.out) / "validation.json").read_text())
     assert all(figures["tokens"] > 0 and figures["loss"] > 0 for figures in report.values())
+    assert all(np.isfinite(figures["gain"]) for figures in report.values() if figures["tokens"] > 30)
+    assert load_artifact(Path(finished.out) / "model").config["training"]["token_start"] == "codebook"
     run(finished)
     assert "already finished" in capsys.readouterr().out
+
+
+def test_a_run_starts_from_its_codebooks_and_goes_on_from_its_checkpoint(
+    finished: EgoM2PTrainConfig, place: Path, tmp_path: Path
+) -> None:
+    """The untrained twin of a run is what a run of no steps saves; a run that goes on does not start again."""
+    start = load_egom2p(finished.out, untrained=True).model
+    config = config_for(place, tmp_path / "zero", trainer=dataclasses.replace(finished.trainer, steps=0))
+    run(config)
+    assert torch.equal(load_egom2p(config.out).model.encoder_tokens, start.encoder_tokens)
+    run(dataclasses.replace(config, out=str(tmp_path / "normal"), token_start="normal"))
+    plain = load_egom2p(tmp_path / "normal").model
+    assert not torch.equal(plain.encoder_tokens, start.encoder_tokens)
+    assert torch.equal(plain.decoder_tokens, start.decoder_tokens)
+    trained = load_egom2p(finished.out).model.state_dict()
+    shutil.copytree(finished.out, tmp_path / "again")
+    for name in ("model", "encoder"):
+        shutil.rmtree(tmp_path / "again" / name)
+    run(dataclasses.replace(finished, out=str(tmp_path / "again")))
+    again = load_egom2p(tmp_path / "again").model.state_dict()
+    assert all(torch.equal(again[name], value) for name, value in trained.items())
 
 
 def test_training_lowers_the_loss_of_every_modality(finished: EgoM2PTrainConfig) -> None:
