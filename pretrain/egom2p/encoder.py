@@ -26,6 +26,7 @@ from pretrain.egom2p.model import (
     EncoderBlock,
     Norm,
     sincos_positions,
+    soften_branches,
 )
 from pretrain.egom2p.tokenizers.fsq_video import FsqVideoConfig, FsqVideoTokenizer
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer
@@ -85,6 +86,7 @@ class EgoM2PEncoder(VideoEncoder):
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
+        soften_branches(self.blocks)
         nn.init.normal_(self.token_table, std=TOKEN_STD)
         nn.init.normal_(self.modality, std=EMBEDDING_STD)
 

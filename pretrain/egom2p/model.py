@@ -293,6 +293,15 @@ class DecoderBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+@torch.no_grad()
+def soften_branches(blocks: nn.ModuleList) -> None:
+    """Divides the matrices that end the branches of a tower by the root of the branches' number (GPT-2, Radford et al. 2019, section
+    2.3), so that at the start what was embedded is not drowned by what all tokens have in common, which the branches add up."""
+    ends = [m.fc2 if isinstance(m, SwiGLU) else m.proj for m in blocks.modules() if isinstance(m, SwiGLU | Attention)]
+    for end in ends:
+        end.weight.mul_(len(ends) ** -0.5)
+
+
 # ------------------------------------------------------------------------------------------------------------- model
 
 
@@ -321,8 +330,9 @@ class EgoM2P(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Xavier-uniform matrices, queries, keys and values each for itself; embeddings normal with std 0.02, but the encoder's
-        token table with TOKEN_STD (training starts it from codebooks, pretrain/egom2p/token_start.py)."""
+        """Xavier-uniform matrices, queries, keys and values each for itself, those that end a branch smaller
+        (`soften_branches`); embeddings normal with std 0.02, but the encoder's token table with TOKEN_STD (training starts it
+        from codebooks, pretrain/egom2p/token_start.py)."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -331,6 +341,8 @@ class EgoM2P(nn.Module):
             if isinstance(module, Attention):
                 for part in module.kv.weight.chunk(2):
                     nn.init.xavier_uniform_(part)
+        soften_branches(self.encoder)
+        soften_branches(self.decoder)
         nn.init.normal_(self.encoder_tokens, std=TOKEN_STD)
         for table in (self.decoder_tokens, self.modality_embedding, self.mask_token):
             nn.init.normal_(table, std=EMBEDDING_STD)

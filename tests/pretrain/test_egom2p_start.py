@@ -10,7 +10,7 @@ from pretrain.egom2p.data import LoadTokens, target_counts, unpack
 from pretrain.egom2p.encoder import EgoM2PEncoder, random_encoder
 from pretrain.egom2p.masking import MaskingConfig
 from pretrain.egom2p.modalities import TokenGrid
-from pretrain.egom2p.model import EMBEDDING_STD, TOKEN_STD, EgoM2P, EgoM2PConfig, egom2p_loss, parameter_count
+from pretrain.egom2p.model import EMBEDDING_STD, TOKEN_STD, EgoM2P, EgoM2PConfig, TokenSet, egom2p_loss, parameter_count
 from pretrain.egom2p.token_start import embed_codes, start_tokens
 from pretrain.egom2p.tokenizers.fsq_video import FsqVideoConfig, FsqVideoTokenizer
 from pretrain.egom2p.tokenizers.tokenizer import Tokenizer
@@ -42,6 +42,19 @@ def test_a_fresh_table_is_as_loud_as_the_positions(tokenizers: dict[str, Tokeniz
     assert isinstance(twin, EgoM2PEncoder)
     assert float(twin.token_table.detach().std()) == pytest.approx(TOKEN_STD, rel=0.02)
     assert float(twin.modality.detach().std()) == pytest.approx(EMBEDDING_STD, rel=0.2)
+
+
+def test_tokens_are_not_drowned_at_the_start(tokenizers: dict[str, Tokenizer]) -> None:
+    """What differs between tokens is half or more of the encoder's output; twins start with branches as soft."""
+    model = fresh(tokenizers)
+    start_tokens(model, tokenizers, start="codebook", seed=0)
+    ids = {name: torch.randint(t.spec.grid.vocabulary, (4, t.spec.grid.tokens)) for name, t in tokenizers.items()}
+    with torch.inference_mode():
+        assert float(model.features(TokenSet.whole(model.config, ids)).std(1).mean()) > 0.5
+    twin = random_encoder("tiny", seed=0)
+    assert isinstance(twin, EgoM2PEncoder)
+    for one, two in zip(model.encoder.parameters(), twin.blocks.parameters(), strict=True):
+        assert float(one.detach().std()) == pytest.approx(float(two.detach().std()), rel=0.05)
 
 
 def test_a_table_from_codebooks(tokenizers: dict[str, Tokenizer]) -> None:
