@@ -62,6 +62,7 @@ class StudyConfig:
         cameras: of each task's own, the first so many.
         look_every_s: simulated time that a policy acts on one look: it predicts and runs as many actions as fit, at least one. None: what
             `train` says, which is the same number of control steps for suites that are controlled at 12 and at 80 Hz.
+        rows_a_look: of the steps that such a look lasts, about so many are learned from.
         level: appearance of the demonstrations and of the main evaluation; `shifts` are evaluated on top of it.
         counts: numbers of demonstrations besides all of them.
         readouts: the first is used throughout, the others at the level with all demonstrations.
@@ -80,6 +81,7 @@ class StudyConfig:
     level: str
     cameras: int
     look_every_s: float | None
+    rows_a_look: int
     shifts: tuple[str, ...]
     counts: tuple[int, ...]
     readouts: tuple[str, ...]
@@ -123,6 +125,8 @@ class StudyConfig:
             )
         if self.launcher not in LAUNCHERS:
             raise ValueError(f"launcher={self.launcher}: expected one of {', '.join(LAUNCHERS)}")
+        if self.rows_a_look < 1:
+            raise ValueError(f"rows_a_look={self.rows_a_look}: expected at least 1")
         if self.retries < 0 or self.workers < 0 or self.cameras < 1:
             raise ValueError(
                 f"retries={self.retries}, workers={self.workers}, cameras={self.cameras}: expected 0 or more, cameras 1 or more"
@@ -295,10 +299,15 @@ def demos_config(config: StudyConfig, task: str) -> DemosConfig:
 def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
     paths, row = StudyPaths(Path(config.out)), config.rows[unit.row]
     every = unit.demonstrations == config.demos.episodes
-    chunk_steps, execute_steps = config.train.chunk_steps, config.train.execute_steps
+    chunk_steps, execute_steps, rows_every = (
+        config.train.chunk_steps,
+        config.train.execute_steps,
+        config.train.rows_every,
+    )
     if config.look_every_s is not None:
         with DemoFile(paths.demos(unit.task)) as demos:
             chunk_steps = execute_steps = max(1, round(config.look_every_s * demos.env_spec.control_hz))
+        rows_every = max(1, chunk_steps // config.rows_a_look)
     backbone = replace(config.train.backbone, readout=unit.readout, adaptation=row.adaptation)
     return replace(
         config.train,
@@ -308,6 +317,7 @@ def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
         state_keys=row.state_keys,
         backbone=backbone,
         chunk_steps=chunk_steps,
+        rows_every=rows_every,
         execute_steps=execute_steps,
         steps=row.steps or config.train.steps,
         batch_size=row.batch_size or config.train.batch_size,

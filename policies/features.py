@@ -30,20 +30,21 @@ from pretrain.artifact import atomic_write_text
 
 BATCH = 32  # clips the encoder sees at once
 
-# (demonstration, its step to begin with, the one to end before) -> rows by camera
+# (demonstration, its row to begin with, the one to end before) -> rows by camera
 ComputeRows = Callable[[int, int, int], Mapping[str, np.ndarray]]
 
 
 def demo_features(
-    backbone: Backbone, demos: DemoFile, cache: str | Path, label: str, *, half_tokens: bool = True
+    backbone: Backbone, demos: DemoFile, cache: str | Path, label: str, *, half_tokens: bool = True, every: int = 1
 ) -> dict[str, np.ndarray]:
-    """The frozen encoder's output of all steps, by camera: float[sum(N), D] or [sum(N), P, D], memory-mapped read-only.
+    """The frozen encoder's output of all steps, by camera: float[M, D] or [M, P, D], M = sum(N) if every = 1, memory-mapped read-only.
 
     A row is of the images that the policy will have at that step in the environment, the oldest repeated at the start. It holds one latent; a
     read-out over time takes several rows (`history_rows`), so pooled features serve "pooled" and "flare" alike, and tokens all of theirs.
 
     Args:
         half_tokens: tokens are kept as float16, at half the size; pooled features are always float32.
+        every: steps of a demonstration from one row to the next, beginning with its first.
     """
     assert backbone.encoder is not None
     spec = backbone.spec
@@ -57,12 +58,12 @@ def demo_features(
         "stride_steps": spec.stride_steps,
         "needs": backbone.needs,
         "dtype": dtype.name,
-    }
+    } | ({} if every == 1 else {"every": every})  # what was made before there was a choice keeps its name
     offsets = history_offsets(window, spec.stride_steps)
     device = next(backbone.encoder.parameters(), torch.empty(0)).device
 
     def compute(demo: int, begin: int, end: int) -> dict[str, np.ndarray]:
-        steps = np.maximum(np.arange(begin, end)[:, None] - offsets[None], 0)
+        steps = np.maximum(every * np.arange(begin, end)[:, None] - offsets[None], 0)
         needed, places = np.unique(steps, return_inverse=True)
         rows = {}
         for camera in spec.cameras:
@@ -71,7 +72,7 @@ def demo_features(
         return rows
 
     shapes = dict.fromkeys(spec.cameras, backbone.feature_shape)
-    return _stored(Path(cache), key, shapes, dtype, demos.lengths, compute, f"features {label}")
+    return _stored(Path(cache), key, shapes, dtype, kept_lengths(demos.lengths, every), compute, f"features {label}")
 
 
 def demo_images(cameras: Sequence[str], demos: DemoFile, cache: str | Path, label: str) -> dict[str, np.ndarray]:
@@ -84,6 +85,17 @@ def demo_images(cameras: Sequence[str], demos: DemoFile, cache: str | Path, labe
     key = {"demos": demos.sha256, "cameras": tuple(cameras), "needs": "images"}
     shapes = {camera: demos.env_spec.observation[f"images/{camera}"].shape for camera in cameras}
     return _stored(Path(cache), key, shapes, np.dtype(np.uint8), demos.lengths, compute, f"images {label}")
+
+
+def kept_lengths(lengths: Sequence[int], every: int) -> list[int]:
+    """How many steps of each demonstration are kept, every `every`-th from the first."""
+    return [-(-length // every) for length in lengths]
+
+
+def kept_rows(lengths: Sequence[int], every: int) -> Int[np.ndarray, " M"]:
+    """Where those steps are among all steps of all demonstrations."""
+    starts = np.cumsum([0, *lengths[:-1]])
+    return np.concatenate([start + np.arange(0, length, every) for start, length in zip(starts, lengths, strict=True)])
 
 
 def history_rows(lengths: Sequence[int], count: int, stride_steps: int) -> Int[np.ndarray, "N L"]:

@@ -14,14 +14,14 @@ from torch import Tensor
 from policies.backbone import Backbone
 from policies.demos.hdf5 import DemoFile
 from policies.demos.windows import training_rows
-from policies.features import demo_features, demo_images, history_rows
+from policies.features import demo_features, demo_images, history_rows, kept_lengths, kept_rows
 from policies.policy import Policy
 from pretrain.batches import SampleId
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRows:
-    """All steps of all demonstrations.
+    """The steps of demonstrations that are learned from.
 
     Attributes:
         views: "features/<camera>" or "images/<camera>" -> memory-mapped rows.
@@ -57,24 +57,39 @@ class TrainingRows:
 
 
 def load_rows(
-    policy: Policy, demos: DemoFile, cache: str | Path, title: str, *, half_tokens: bool = True
+    policy: Policy, demos: DemoFile, cache: str | Path, title: str, *, half_tokens: bool = True, every: int = 1
 ) -> TrainingRows:
-    """The rows for a policy: with cached features where its encoder is frozen, with images where it is trained."""
+    """The rows for a policy: with cached features where its encoder is frozen, with images where it is trained.
+
+    Args:
+        every: only every so many-th step of a demonstration is a row.
+
+    Raises:
+        ValueError: a read-out over time, whose latents are those of neighbouring rows, with every > 1.
+    """
     spec, backbone = policy.spec, policy.backbone
     assert isinstance(backbone, Backbone)
-    rows = training_rows(demos, spec.state_keys, spec.chunk_steps)
+    kept = kept_rows(demos.lengths, every)
+    rows = {key: value[kept] for key, value in training_rows(demos, spec.state_keys, spec.chunk_steps).items()}
     views: dict[str, np.ndarray] = {}
-    count = 1
+    history = np.arange(len(kept))[:, None]
     if backbone.trains_encoder:
         images = demo_images(spec.cameras, demos, cache, title)
-        views, count = {f"images/{camera}": values for camera, values in images.items()}, spec.frames
+        views = {f"images/{camera}": values for camera, values in images.items()}
+        history = history_rows(demos.lengths, spec.frames, spec.stride_steps)[kept]
     elif spec.cameras:
-        features = demo_features(backbone, demos, cache, title, half_tokens=half_tokens)
-        views, count = {f"features/{camera}": values for camera, values in features.items()}, backbone.config.latents
+        latents = backbone.config.latents
+        if every > 1 and latents > 1:
+            raise ValueError(
+                f"rows_every={every} with backbone.readout={backbone.config.readout}, which reads {latents} latents over time: expected rows_every=1"
+            )
+        features = demo_features(backbone, demos, cache, title, half_tokens=half_tokens, every=every)
+        views = {f"features/{camera}": values for camera, values in features.items()}
+        history = history_rows(kept_lengths(demos.lengths, every), latents, spec.stride_steps)
     return TrainingRows(
         state=rows["state"],
         action=rows["action"],
         action_is_pad=rows["action_is_pad"],
         views=views,
-        history=history_rows(demos.lengths, count, spec.stride_steps),
+        history=history,
     )

@@ -21,6 +21,7 @@ from policies.bc import BCConfig, BCPolicy
 from policies.demos.hdf5 import DemoFile
 from policies.diffusion import DiffusionConfig, DiffusionPolicy
 from policies.ema import WeightAverage
+from policies.features import kept_lengths
 from policies.policy import POLICIES, Policy, PolicySpec, Recipe, policy_entry
 from policies.rows import TrainingRows, load_rows
 from pretrain.artifact import load_artifact, save_artifact
@@ -44,6 +45,8 @@ class TrainConfig:
         frames: images that one latent of the encoder is of, at most as many as it takes; None: as many.
         ensemble_decay: below 0 turns temporal ensembling off.
         demonstrations: how many of the file's are learned from, the first ones; None: all.
+        rows_every: only every so many-th step of a demonstration is learned from. Neighbours at 80 Hz look alike: the same work reads more
+            demonstrations.
         steps: of training, in place of epochs.
         half_tokens: cached tokens are float16.
     """
@@ -59,6 +62,7 @@ class TrainConfig:
     threads: int
     state_keys: tuple[str, ...] | None = None
     demonstrations: int | None = None
+    rows_every: int = 1
     frames: int | None = None
     stride_steps: int | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
@@ -89,6 +93,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1, or null")
+        if self.rows_every < 1:
+            raise ValueError(f"rows_every={self.rows_every}: expected at least 1")
         if self.encoder == NO_ENCODER and self.backbone.adaptation != "frozen":
             raise ValueError(
                 f"backbone.adaptation={self.backbone.adaptation} with encoder=none: there is nothing to adapt"
@@ -111,6 +117,8 @@ class TrainConfig:
     def content(self) -> dict[str, Any]:
         """What the policy depends on, besides its network, the data and the encoder's weights."""
         left_out = ("out", "cache", "threads", "demos", "accelerator", "backbone", "bc", "act", "diffusion")
+        if self.rows_every == 1:
+            left_out += ("rows_every",)  # as it was before there was a choice
         return {key: value for key, value in asdict(self).items() if key not in left_out} | asdict(self.recipe)
 
 
@@ -129,8 +137,8 @@ def run(config: TrainConfig) -> Path:
         torch.manual_seed(config.seed)
         policy = build_policy(config, spec, encoder)
         title = f"{stored['encoder']['label']} {demos.env_spec.task}"
-        rows = load_rows(policy, demos, config.cache, title, half_tokens=config.half_tokens)
-        rows = rows.first(sum(demos.lengths[: config.demonstrations]))
+        rows = load_rows(policy, demos, config.cache, title, half_tokens=config.half_tokens, every=config.rows_every)
+        rows = rows.first(sum(kept_lengths(demos.lengths[: config.demonstrations], config.rows_every)))
         policy.fit_normalizers(rows.state, rows.action, rows.action_is_pad)
         policy.backbone.fit_features(rows.sample(FEATURE_SAMPLE))
         directory = metrics_path(config.out).parent

@@ -221,6 +221,7 @@ def test_the_grid(tmp_path: Path) -> None:
         (["shifts=[camera-9]"], "camera-9"),
         (["look_every_s=0"], "look_every_s=0"),
         (["train.chunk_steps=4"], "expected one of them"),
+        (["rows_a_look=0"], "rows_a_look=0"),
     ],
 )
 def test_bad_settings(tmp_path: Path, words: list[str], match: str) -> None:

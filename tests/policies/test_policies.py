@@ -22,7 +22,7 @@ from policies.demos.hdf5 import DemoFile
 from policies.diffusion import DiffusionConfig
 from policies.diffusion_transformer import TransformerDenoiserConfig
 from policies.diffusion_unet import UNetDenoiserConfig
-from policies.features import demo_features, history_rows
+from policies.features import demo_features, history_rows, kept_lengths, kept_rows
 from policies.normalizer import Normalizer, RangeNormalizer
 from policies.policy import POLICIES, Policy, PolicySpec, load_policy
 from policies.readouts import READOUTS
@@ -324,3 +324,35 @@ def test_unknown_names() -> None:
         replace(CONFIG, policy="bcc", demos="x", out="y")
     with pytest.raises(ValueError, match="egodtm-tiny"):
         run(replace(CONFIG, encoder="egodtm-tinny", demos="x", out="y"))
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 4))
+def test_kept_rows_are_every_so_many_th_step(lengths: list[int], every: int) -> None:
+    steps = [(demo, step) for demo, length in enumerate(lengths) for step in range(length)]
+    rows = kept_rows(lengths, every)
+    assert [steps[row] for row in rows] == [(demo, step) for demo, step in steps if step % every == 0]
+    assert len(rows) == sum(kept_lengths(lengths, every))
+
+
+@pytest.mark.parametrize("adaptation", ["frozen", "full"])
+def test_every_third_step_gives_the_rows_of_those_steps(toy_demos: Path, tmp_path: Path, adaptation: str) -> None:
+    from policies.rows import load_rows
+
+    backbone = BackboneConfig(readout="grid", adaptation=adaptation)
+    encoder = "conv-small" if adaptation == "full" else "pixels-16x16"
+    policy, _ = load_policy(trained(toy_demos, tmp_path, encoder=encoder, backbone=backbone, steps=1, rows_every=3))
+    policy.backbone.config = replace(policy.backbone.config, adaptation=adaptation)
+    with DemoFile(toy_demos) as demos:
+        every = load_rows(policy, demos, tmp_path / "cache", "test")
+        third = load_rows(policy, demos, tmp_path / "cache", "test", every=3)
+        kept = kept_rows(demos.lengths, 3)
+    assert len(third.state) == len(kept)
+    one, other = every.load([(int(row), 0) for row in kept]), third.load([(row, 0) for row in range(len(kept))])
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        torch.testing.assert_close(value, other[key], rtol=0, atol=0)
+
+
+def test_a_readout_over_time_needs_every_step(toy_demos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"rows_every=2 with backbone.readout=flare"):
+        trained(toy_demos, tmp_path, encoder="pixels-16x16", backbone=BackboneConfig(readout="flare"), rows_every=2)
