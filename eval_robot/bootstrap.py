@@ -43,7 +43,8 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference(Estimate):
-    """An estimate of a difference. `p_value`, two-sided, is the least level at which the percentile interval leaves 0 out."""
+    """An estimate of a difference. `p_value`, two-sided, is the least level at which the percentile interval leaves 0 out, and at least 1 less
+    the confidence where the interval, which few outcomes widen, holds 0."""
 
     p_value: float
 
@@ -95,8 +96,11 @@ def paired_bootstrap(
         )
         more, less = _score_widths(wins, confidence), _score_widths(losses, confidence)
         low, high = min(low, value - np.hypot(more[0], less[1])), max(high, value + np.hypot(more[1], less[0]))
+    # The two tell one story: the one that is less sure of it.
     if calibrated and p_value >= 1 - confidence:
         low, high = min(low, 0.0), max(high, 0.0)
+    if low <= 0 <= high:
+        p_value = max(p_value, 1 - confidence)
     return Difference(**{**vars(found), "low": float(max(low, -1)), "high": float(min(high, 1))}, p_value=p_value)
 
 
