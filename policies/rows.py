@@ -36,7 +36,14 @@ class TrainingRows:
 
     def first(self, count: int) -> TrainingRows:
         """The first `count` rows alone."""
-        cut = {name: getattr(self, name)[:count] for name in ("state", "action", "action_is_pad", "history")}
+        return self._part(slice(count))
+
+    def last(self, count: int) -> TrainingRows:
+        """The last `count` rows alone."""
+        return self._part(slice(len(self.state) - count, None))
+
+    def _part(self, part: slice) -> TrainingRows:
+        cut = {name: getattr(self, name)[part] for name in ("state", "action", "action_is_pad", "history")}
         return replace(self, **cut)
 
     def sample(self, count: int) -> dict[str, Tensor]:

@@ -24,7 +24,7 @@ from policies.ema import WeightAverage
 from policies.features import kept_lengths
 from policies.policy import POLICIES, Policy, PolicySpec, Recipe, policy_entry
 from policies.rows import TrainingRows, load_rows
-from pretrain.artifact import load_artifact, save_artifact
+from pretrain.artifact import atomic_write_text, load_artifact, save_artifact
 from pretrain.batches import BatchPlan
 from pretrain.checkpoints import Progress, open_run, run_lock
 from pretrain.encoder import VideoEncoder, load_encoder
@@ -33,6 +33,7 @@ from pretrain.provenance import make_provenance
 
 NO_ENCODER = "none"
 PRIVILEGED_KEY = "state/full"
+HELD_OUT_FILE = "held_out.json"  # beside the metrics: the loss on demonstrations learned from and held out
 FEATURE_SAMPLE = 256  # rows from which the scale of the features is taken
 
 
@@ -45,6 +46,7 @@ class TrainConfig:
         frames: images that one latent of the encoder is of, at most as many as it takes; None: as many.
         ensemble_decay: below 0 turns temporal ensembling off.
         demonstrations: how many of the file's are learned from, the first ones; None: all.
+        held_out: the file's last so many demonstrations are not learned from; the loss on them is measured at the end.
         rows_every: only every so many-th step of a demonstration is learned from. Neighbours at 80 Hz look alike: the same work reads more
             demonstrations.
         steps: of training, in place of epochs.
@@ -62,6 +64,7 @@ class TrainConfig:
     threads: int
     state_keys: tuple[str, ...] | None = None
     demonstrations: int | None = None
+    held_out: int = 0
     rows_every: int = 1
     frames: int | None = None
     stride_steps: int | None = None
@@ -93,8 +96,8 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1, or null")
-        if self.rows_every < 1:
-            raise ValueError(f"rows_every={self.rows_every}: expected at least 1")
+        if self.rows_every < 1 or self.held_out < 0:
+            raise ValueError(f"rows_every={self.rows_every}, held_out={self.held_out}: expected at least 1 and 0")
         if self.encoder == NO_ENCODER and self.backbone.adaptation != "frozen":
             raise ValueError(
                 f"backbone.adaptation={self.backbone.adaptation} with encoder=none: there is nothing to adapt"
@@ -117,8 +120,8 @@ class TrainConfig:
     def content(self) -> dict[str, Any]:
         """What the policy depends on, besides its network, the data and the encoder's weights."""
         left_out = ("out", "cache", "threads", "demos", "accelerator", "backbone", "bc", "act", "diffusion")
-        if self.rows_every == 1:
-            left_out += ("rows_every",)  # as it was before there was a choice
+        # As it was before there was a choice.
+        left_out += tuple(name for name, plain in (("rows_every", 1), ("held_out", 0)) if getattr(self, name) == plain)
         return {key: value for key, value in asdict(self).items() if key not in left_out} | asdict(self.recipe)
 
 
@@ -127,8 +130,10 @@ def run(config: TrainConfig) -> Path:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     encoder = None if config.encoder == NO_ENCODER else load_encoder(config.encoder, seed=config.encoder_seed)
     with DemoFile(config.demos) as demos:
-        if config.demonstrations is not None and config.demonstrations > len(demos):
-            raise ValueError(f"demonstrations={config.demonstrations}: {config.demos} holds {len(demos)}")
+        if (config.demonstrations or 1) + config.held_out > len(demos):
+            raise ValueError(
+                f"demonstrations={config.demonstrations}, held_out={config.held_out}: {config.demos} holds {len(demos)}"
+            )
         stored = _stored_config(config, encoder, demos)
         if _is_done(Path(config.out), stored):
             print(f"train: {config.out} is there already")
@@ -138,7 +143,12 @@ def run(config: TrainConfig) -> Path:
         policy = build_policy(config, spec, encoder)
         title = f"{stored['encoder']['label']} {demos.env_spec.task}"
         rows = load_rows(policy, demos, config.cache, title, half_tokens=config.half_tokens, every=config.rows_every)
-        rows = rows.first(sum(kept_lengths(demos.lengths[: config.demonstrations], config.rows_every)))
+        lengths, learned = (
+            kept_lengths(demos.lengths, config.rows_every),
+            config.demonstrations or len(demos) - config.held_out,
+        )
+        unseen = rows.last(sum(lengths[len(demos) - config.held_out :]))
+        rows = rows.first(sum(lengths[:learned]))
         policy.fit_normalizers(rows.state, rows.action, rows.action_is_pad)
         policy.backbone.fit_features(rows.sample(FEATURE_SAMPLE))
         directory = metrics_path(config.out).parent
@@ -146,6 +156,13 @@ def run(config: TrainConfig) -> Path:
             open_run(directory, json.loads(json.dumps(stored)))
             progress = _fit(policy, rows, config, directory, f"train {config.policy} {title}")
         policy = policy.cpu()
+        if config.held_out:
+            losses = {name: mean_loss(policy, part) for name, part in (("learned_from", rows), ("held_out", unseen))}
+            atomic_write_text(directory / HELD_OUT_FILE, json.dumps(losses) + "\n")
+            print(
+                f"train: loss {losses['held_out']:.4f} on {config.held_out} demonstrations that were held out, "
+                f"{losses['learned_from']:.4f} on the {learned} learned from"
+            )
         if policy.backbone.encoder is not None and config.backbone.adaptation == "lora":
             merge_adapters(policy.backbone.encoder)
         sha256 = save_artifact(
@@ -169,6 +186,19 @@ def run(config: TrainConfig) -> Path:
         f"sha256 {sha256[:12]} -> {config.out}"
     )
     return Path(config.out)
+
+
+def mean_loss(policy: Policy, rows: TrainingRows, batch_size: int = 256) -> float:
+    """The policy's loss over all rows, as it acts (no dropout, running statistics); one draw a row where it is random."""
+    backbone = policy.backbone
+    assert isinstance(backbone, Backbone)
+    policy.eval()
+    total = 0.0
+    with torch.inference_mode(), nullcontext() if backbone.trains_encoder else backbone.without_encoder():
+        for begin in range(0, len(rows.state), batch_size):
+            samples = [(row, 0) for row in range(begin, min(begin + batch_size, len(rows.state)))]
+            total += float(policy.compute_loss(rows.load(samples))[0]) * len(samples)
+    return total / len(rows.state)
 
 
 def metrics_path(policy: str | Path) -> Path:
@@ -250,7 +280,7 @@ def _stored_config(config: TrainConfig, encoder: VideoEncoder | None, demos: Dem
             "path": config.demos,
             "sha256": demos.sha256,
             "level": demos.level,
-            "seeds": demos.seeds[: config.demonstrations],
+            "seeds": demos.seeds[: config.demonstrations or len(demos) - config.held_out],
         },
     }
 

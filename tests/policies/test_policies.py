@@ -27,7 +27,7 @@ from policies.normalizer import Normalizer, RangeNormalizer
 from policies.policy import POLICIES, Policy, PolicySpec, load_policy
 from policies.readouts import READOUTS
 from policies.train import TrainConfig, run
-from pretrain.artifact import sha256_file
+from pretrain.artifact import load_artifact, sha256_file
 
 CONFIG = TrainConfig(
     policy="bc", encoder="none", encoder_seed=0, demos="", out="", label=None, bc=BCConfig(hidden=32, layers=2),
@@ -356,3 +356,17 @@ def test_every_third_step_gives_the_rows_of_those_steps(toy_demos: Path, tmp_pat
 def test_a_readout_over_time_needs_every_step(toy_demos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"rows_every=2 with backbone.readout=flare"):
         trained(toy_demos, tmp_path, encoder="pixels-16x16", backbone=BackboneConfig(readout="flare"), rows_every=2)
+
+
+def test_held_out_demonstrations_are_not_learned_from(toy_demos: Path, tmp_path: Path) -> None:
+    import json
+
+    few = trained(toy_demos, tmp_path / "few", demonstrations=3, steps=5)
+    held = trained(toy_demos, tmp_path / "held", held_out=1, steps=5)
+    first, second = load_artifact(few), load_artifact(held)
+    assert first.config["demos"]["seeds"] == second.config["demos"]["seeds"]
+    assert all(torch.equal(tensor, second.tensors[name]) for name, tensor in first.tensors.items())
+    losses = json.loads((Path(held).with_name(Path(held).name + ".training") / "held_out.json").read_text())
+    assert losses["learned_from"] > 0 and losses["held_out"] > 0
+    with pytest.raises(ValueError, match=r"demonstrations=4, held_out=1: .* holds 4"):
+        trained(toy_demos, tmp_path / "many", demonstrations=4, held_out=1)
