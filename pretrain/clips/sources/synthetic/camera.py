@@ -69,6 +69,17 @@ def _wander(rng: np.random.Generator, times: np.ndarray, *, amplitude: float) ->
     return amplitude * (weight[:, None] * np.sin(2 * np.pi * frequency[:, None] * times + phase[:, None])).sum(axis=0)
 
 
+def _followed(wanted: np.ndarray) -> np.ndarray:
+    """float[K,3]: where a head looks that follows the points, one each STEP_S, with two lags of HEAD_LAG_S one after the other."""
+    smooth = np.empty_like(wanted)
+    first = second = wanted[0]
+    for index, point in enumerate(wanted):
+        first = first + (point - first) * STEP_S / HEAD_LAG_S
+        second = second + (first - second) * STEP_S / HEAD_LAG_S
+        smooth[index] = second
+    return smooth
+
+
 def draw_rig(rng: np.random.Generator, plan: Plan, duration: float) -> HeadRig:
     """Draws the wearer and moves the head through a plan."""
     warm_up = 1.5
@@ -76,12 +87,7 @@ def draw_rig(rng: np.random.Generator, plan: Plan, duration: float) -> HeadRig:
     points = np.array([looked_at(plan, max(time, 0.0)) for time in times])
     workspace = np.array([0.0, 0.24, 0.02]) + rng.normal(size=3) * [0.02, 0.03, 0.01]
     wanted = HEAD_SHARE * points + (1 - HEAD_SHARE) * workspace
-    smooth = np.empty_like(wanted)
-    first = second = wanted[0]
-    for index, point in enumerate(wanted):
-        first = first + (point - first) * STEP_S / HEAD_LAG_S
-        second = second + (first - second) * STEP_S / HEAD_LAG_S
-        smooth[index] = second
+    smooth = _followed(wanted)
     height = rng.uniform(0.40, 0.52)
     rest = np.array([rng.uniform(-0.03, 0.03), rng.uniform(-0.27, -0.17), height])
     lean = 0.10 * (smooth - workspace) * [1.0, 1.0, 0.2]
@@ -104,12 +110,7 @@ def draw_watching_rig(rng: np.random.Generator, plan: Plan, duration: float) -> 
     middle = 0.5 * points.mean(axis=0) + 0.5 * np.array([0.0, 0.05, 0.12]) + rng.normal(size=3) * [0.07, 0.07, 0.05]
     share = float(rng.uniform(0.1, HEAD_SHARE))
     wanted = share * points + (1 - share) * middle
-    smooth = np.empty_like(wanted)
-    first = second = wanted[0]
-    for index, point in enumerate(wanted):
-        first = first + (point - first) * STEP_S / HEAD_LAG_S
-        second = second + (first - second) * STEP_S / HEAD_LAG_S
-        smooth[index] = second
+    smooth = _followed(wanted)
     angle = rng.uniform(0, 2 * np.pi)
     distance = np.exp(rng.uniform(*np.log(WATCHING_M)))
     rest = middle + distance * np.array([np.cos(angle), np.sin(angle), 0.0])
