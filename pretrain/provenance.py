@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 import sys
@@ -67,7 +68,8 @@ def make_provenance(
 
 
 def _git_state() -> tuple[str | None, bool | None]:
-    """Commit of the checkout this file lies in and whether tracked files differ from it; (None, None) outside git."""
+    """Commit of the checkout this file lies in and whether tracked files differ from it. Outside git, as in a container's image, the
+    commit that EGOARM_GIT_SHA names, if set, and None."""
     root = Path(__file__).resolve().parents[1]
 
     def git(*arguments: str) -> str | None:
@@ -81,7 +83,7 @@ def _git_state() -> tuple[str | None, bool | None]:
 
     top = git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != root:
-        return None, None
+        return os.environ.get("EGOARM_GIT_SHA") or None, None
     commit = git("rev-parse", "HEAD")
     status = git("status", "--porcelain", "--untracked-files=no")
     return commit, None if status is None else bool(status)

@@ -54,6 +54,7 @@ class ArmsConfig:
         tasks: of Meta-World, whose frames the spatial probe reads too.
         clips: the store to train on; heldout: the one to measure on. Both are made if they are not there.
         pretrain: the settings all arms share; `out`, `data`, snapshots and trainer.steps are set here.
+        train: false only measures what is trained, without the clips it was trained on (runs made on another machine).
         measure: false only trains.
         ship: an arm whose encoder is published too, in half precision, with a card; null = none.
         ship_to: the directory that gets it.
@@ -71,6 +72,7 @@ class ArmsConfig:
     clips: SynthConfig
     heldout: SynthConfig
     pretrain: PretrainConfig
+    train: bool = True
     measure: bool = True
     ship: str | None = None
     ship_to: str | None = None
@@ -121,13 +123,16 @@ class ArmsConfig:
 
 def run(config: ArmsConfig) -> None:
     """Trains, or goes on with, the arms; then measures all that are trained and writes config.results."""
-    run_synth(config.clips)
-    for arm in config.only or config.arms:
-        pretrain(config.pretrain_of(arm))
+    if config.train:
+        run_synth(config.clips)
+        for arm in config.only or config.arms:
+            pretrain(config.pretrain_of(arm))
     if not config.measure:
         return
-    run_synth(config.heldout)
     trained = [arm for arm in config.arms if (config.run_of(arm) / ENCODER_DIRECTORY).is_dir()]
+    if not trained:
+        raise ValueError(f"{config.out}: none of the arms {', '.join(config.arms)} is trained; leave out train=false")
+    run_synth(config.heldout)
     out = Path(config.results)
     out.mkdir(parents=True, exist_ok=True)
     ends = _measure_ends(config, trained)
@@ -246,7 +251,7 @@ def _card(config: ArmsConfig, arm: str, whole: Artifact, ends: Path) -> str:
             f"Hz; tokens {tuple(spec['grid'])} of width {spec['embed_dim']}, and a pooled feature.",
             f"- **Use**: `egoarm train encoder={whole.name} ...`; `encoder=random:{whole.name}` is the same network with fresh weights, the fair control.",
             f"- **Data**: {config.clips.n:,} synthetic egocentric clips (seed {config.clips.seed}), made by EgoArm itself; no real video, no weights of others.",
-            f"- **Training**: {_start(config, arm)}{config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of one CPU core, commit {whole.provenance['git_sha'][:12]}, seed {setting.seed}.",
+            f"- **Training**: {_start(config, arm)}{config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of {_machine(whole)}, commit {whole.provenance['git_sha'][:12]}, seed {setting.seed}.",
             f"- **On held-out clips of that store**: retrieval {report['retrieval_video_to_text']:.1%} and {report['retrieval_text_to_video']:.1%} "
             f"(chance {report['retrieval_chance']:.1%}).{depth}",
             f"- **Limits**: rendered hands, tables and a few dozen kinds of objects; {_robots(config)} (`spatial` below says how it reads robot "
@@ -270,6 +275,11 @@ def _robots(config: ArmsConfig) -> str:
     if not config.clips.robots:
         return "no robot arm in its training"
     return f"a generic robot arm in {config.clips.robots:.0%} of its clips, none of the tasks' own arms or scenes"
+
+
+def _machine(artifact: Artifact) -> str:
+    gpus = artifact.provenance["device"]["gpus"]
+    return gpus[0] if gpus else "one CPU core"
 
 
 def _start(config: ArmsConfig, arm: str) -> str:

@@ -42,7 +42,8 @@ class ChainConfig:
     Attributes:
         out: directory of clips, tokenizers, tokens, the model and the measurements.
         results: directory that gets the small files for publication.
-        clips: the store to train on; heldout: scenes that nothing is trained on. Both are made if they are not there.
+        clips: the store that the tokenizers learn from, and the model; more: further scenes that the model alone learns from; heldout: scenes
+            that nothing is trained on. What is not there is made.
         tokenizers: name -> its training; `data` and `out` are set here.
         pretrain: of the model; `tokens`, `tokenizers` and `out` are set here.
         tokenize_threads: CPU threads of encoding the store; 0 = torch's default.
@@ -54,6 +55,7 @@ class ChainConfig:
     out: str
     results: str
     clips: SynthConfig
+    more: SynthConfig
     heldout: SynthConfig
     tokenizers: dict[str, TokenizerTrainConfig]
     pretrain: EgoM2PTrainConfig
@@ -63,8 +65,10 @@ class ChainConfig:
     measure: bool = True
 
     def __post_init__(self) -> None:
-        if self.clips.seed == self.heldout.seed:
+        if self.heldout.seed in (self.clips.seed, self.more.seed):
             raise ValueError(f"heldout.seed={self.heldout.seed} is that of the clips to train on: choose another")
+        if self.clips.seed == self.more.seed:
+            raise ValueError(f"more.seed={self.more.seed} is that of clips: the same scenes once more; choose another")
         if not self.tokenizers:
             raise ValueError("tokenizers: expected at least one")
         if self.task_clips < 0:
@@ -80,27 +84,34 @@ class ChainConfig:
         return tuple(f"{self.tokenizer_of(name).out}/{TOKENIZER_DIRECTORY}" for name in self.tokenizers)
 
     @property
-    def tokens(self) -> TokenStoreConfig:
-        return TokenStoreConfig(
-            data=self.clips.out,
-            out=f"{self.out}/tokens",
-            tokenizers=self.tokenizer_paths,
-            threads=self.tokenize_threads,
+    def tokens(self) -> tuple[TokenStoreConfig, ...]:
+        """Of both stores that the model learns from."""
+        stores = {"tokens": self.clips.out, "tokens-more": self.more.out}
+        return tuple(
+            TokenStoreConfig(
+                data=data, out=f"{self.out}/{name}", tokenizers=self.tokenizer_paths, threads=self.tokenize_threads
+            )
+            for name, data in stores.items()
         )
 
     @property
     def model(self) -> EgoM2PTrainConfig:
         return dataclasses.replace(
-            self.pretrain, tokens=(self.tokens.out,), tokenizers=self.tokenizer_paths, out=f"{self.out}/model"
+            self.pretrain,
+            tokens=tuple(store.out for store in self.tokens),
+            tokenizers=self.tokenizer_paths,
+            out=f"{self.out}/model",
         )
 
 
 def run(config: ChainConfig) -> None:
     """Makes what is not there yet, measures it on the held-out scenes, and writes config.results."""
     run_synth(config.clips)
+    run_synth(config.more)
     for name in config.tokenizers:
         train_tokenizer(config.tokenizer_of(name))
-    store_tokens(config.tokens)
+    for store in config.tokens:
+        store_tokens(store)
     pretrain(config.model)
     if not config.measure:
         return

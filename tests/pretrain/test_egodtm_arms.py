@@ -109,6 +109,11 @@ def test_egodtm_ships_an_encoder_in_half_precision(square_store: Path, tmp_path:
         arms_config(tmp_path, ship="b")
 
 
+def test_measuring_alone_needs_something_trained(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="none of the arms first, no-depth, slow is trained; leave out train=false"):
+        run(arms_config(tmp_path, train=False))
+
+
 @pytest.mark.slow
 def test_the_command_trains_measures_and_publishes(tmp_path: Path) -> None:
     config = arms_config(tmp_path, only=("first", "no-depth"))
@@ -120,5 +125,12 @@ def test_the_command_trains_measures_and_publishes(tmp_path: Path) -> None:
     page = (results / "README.md").read_text()
     assert "# Trial" in page and "| chance | first | no-depth | random | pixels-16x16 |" in page
     assert (results / "curves.png").stat().st_size > 10_000
+    for file in (tmp_path / "clips").iterdir():
+        file.unlink()
+    (results / "curves.json").unlink()
+    run(dataclasses.replace(config, train=False))
+    assert (results / "curves.json").is_file() and not list((tmp_path / "clips").iterdir()), (
+        "what is trained needs no clips"
+    )
     run(dataclasses.replace(config, only=()))
     assert "| first | no-depth | slow | random |" in (results / "README.md").read_text(), "a later arm joins the table"

@@ -10,8 +10,15 @@ from egoarm import main
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_chain_publishes_its_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = [f"out={tmp_path / 'runs'}", f"results={tmp_path / 'results'}", "pictures=1", "clips.n=26", "heldout.n=18"]
-    words += [f"{part}.image_size=32" for part in ("clips", "heldout")]
+    words = [
+        f"out={tmp_path / 'runs'}",
+        f"results={tmp_path / 'results'}",
+        "pictures=1",
+        "clips.n=26",
+        "more.n=16",
+        "heldout.n=18",
+    ]
+    words += [f"{part}.image_size=32" for part in ("clips", "more", "heldout")]
     for name in ("video", "gaze", "camera", "hands"):
         trainer = f"tokenizers.{name}.trainer"
         words += [
@@ -40,4 +47,4 @@ def test_the_chain_publishes_its_page(tmp_path: Path, capsys: pytest.CaptureFixt
         assert (tmp_path / "results" / name).stat().st_size > 500
     capsys.readouterr()
     assert main(["pretrain", "egom2p-chain", *words, "measure=false"]) == 0
-    assert capsys.readouterr().out.count("already") == 7, "what is finished is skipped"
+    assert capsys.readouterr().out.count("already") == 9, "what is finished is skipped"
