@@ -16,7 +16,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from pretrain.artifact import atomic_write_text
+from pretrain.artifact import atomic_write_text, load_tensors, load_tensors_strict, sha256_file
 from pretrain.batches import BatchPlan
 from pretrain.checkpoints import Progress
 from pretrain.egodtm.data import split_clips
@@ -50,6 +50,8 @@ class EgoM2PTrainConfig:
         modalities: of the stores to model; empty = all that they hold.
         masking: budgets of a clip, see MaskingConfig.
         token_start: of the encoder's token table, "codebook" (from the tokenizers' codes, where they tell them) or "normal".
+        init: weights of an EgoM2P of the same size and modalities that goes on with these tokens: <run>/model/model.safetensors, or
+            that of a checkpoint; empty = none, see token_start.
         seed: of the weights, the order of the clips and the masks.
         overwrite: start again from nothing where `out` holds another run.
         val_fraction: share of the clips held out.
@@ -64,6 +66,7 @@ class EgoM2PTrainConfig:
     modalities: tuple[str, ...] = ()
     masking: MaskingConfig = field(default_factory=MaskingConfig)
     token_start: str = "codebook"
+    init: str = ""
     seed: int = 0
     overwrite: bool = False
     val_fraction: float = 0.1
@@ -83,6 +86,10 @@ class EgoM2PTrainConfig:
             raise ValueError(f"size: expected one of {', '.join(SIZES)}, got {self.size!r}")
         if self.token_start not in TOKEN_STARTS:
             raise ValueError(f"token_start: expected one of {', '.join(TOKEN_STARTS)}, got {self.token_start!r}")
+        if self.init and not Path(self.init).is_file():
+            raise FileNotFoundError(
+                f"init={self.init}: no such file; expected an EgoM2P's <run>/model/model.safetensors, or init='' to start afresh"
+            )
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
         if not 0 <= self.val_fraction < 1:
@@ -127,6 +134,9 @@ def _identity(config: EgoM2PTrainConfig, stores: Sequence[TokenStore]) -> dict[s
         del identity[name]
     for name in ("tokens", "tokenizers", "modalities"):
         identity[name] = list(identity[name])
+    del identity["init"]  # a run without it, and runs from before there was one, go on under their own names
+    if config.init:
+        identity["init"] = sha256_file(Path(config.init))
     identity["masking"] = {k: list(v) if isinstance(v, tuple) else v for k, v in identity["masking"].items()}
     identity["tokens_sha256"] = [store.manifest_sha256 for store in stores]
     return identity
@@ -174,6 +184,8 @@ def _train(
     by_modality = {name: tokenizer for tokenizer in tokenizers.values() for name in tokenizer.spec.modalities}
     # A checkpoint, where there is one, takes the place of all this.
     start_tokens(model, by_modality, start=config.token_start, seed=config.seed)
+    if config.init:
+        load_tensors_strict(model, load_tensors(config.init), where=f"init={config.init}")
     load = LoadTokens(stores, model_config, config.masking)
     train_clips, held_out = split_clips(len(load), config.val_fraction)
 
@@ -224,9 +236,12 @@ def _save(
     tokenizers: Mapping[str, Tokenizer],
     progress: Progress,
 ) -> None:
+    parents = {f"tokenizer {name}": tokenizer.spec.weights_sha256 for name, tokenizer in tokenizers.items()}
+    if config.init:
+        parents["init"] = sha256_file(Path(config.init))
     provenance = make_provenance(
         seed=config.seed,
-        parents={f"tokenizer {name}": tokenizer.spec.weights_sha256 for name, tokenizer in tokenizers.items()},
+        parents=parents,
         data=_data_of(stores),
         step=progress.step,
         wall_time_s=progress.wall_time_s,
