@@ -68,6 +68,8 @@ class ManipulationEnv(gymnasium.Env):
     - `info["success"]` is always a bool. After `reset`, `info["seed"]` is the episode's seed and `info["initial_state_hash"]` the hex sha256 of
       the physical state at its start.
     - Without a seed, `reset` draws one from the generator that the last seeded `reset` started.
+    - With `redraw_every`, the appearance is drawn anew after every so many control steps too, as domain randomization of demonstrations: the draw
+      is a function of the episode's seed and the step. Physics is not touched.
     - Observations are new arrays each time. Drawing is most of a step's cost: with `images=False`, `reset` and `step` draw nothing and leave the
       `images/...` keys out. What is not drawn changes nothing else.
 
@@ -88,7 +90,12 @@ class ManipulationEnv(gymnasium.Env):
         quality: str,
         renderer: Renderer | None = None,
         privileged: bool = False,
+        redraw_every: int = 0,
     ) -> None:
+        if redraw_every < 0:
+            raise ValueError(
+                f"{task}: redraw_every={redraw_every}: expected 0 (once an episode) or a number of control steps"
+            )
         _check_images(task, simulation.model, cameras, image_size, quality, renderer)
         self.metadata = {"render_modes": ["rgb_array"], "render_fps": simulation.control_hz}
         self.simulation = simulation
@@ -102,6 +109,8 @@ class ManipulationEnv(gymnasium.Env):
         self._renderer = renderer
         self._owns_renderer = renderer is None
         self._privileged = privileged
+        self._redraw_every = redraw_every
+        self._episode_seed = 0
         self._steps = 0
         self._needs_reset = True
         self._closed = False
@@ -134,8 +143,8 @@ class ManipulationEnv(gymnasium.Env):
         episode_seed = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         self.simulation.reset(episode_seed)
         # The physical state is already final.
-        self._appearance.redraw(self.level, episode_seed, self.simulation.data)
-        self.scenery = self._appearance.scenery(self.level, episode_seed, self.simulation.data, self._cameras)
+        self._redraw(episode_seed)
+        self._episode_seed = episode_seed
         self._steps = 0
         self._needs_reset = False
         state = np.ascontiguousarray(self.simulation.physics_state(), dtype=np.float64)
@@ -172,6 +181,8 @@ class ManipulationEnv(gymnasium.Env):
         terminated = bool(success)
         truncated = not terminated and self._steps >= self.env_spec.horizon_steps
         self._needs_reset = terminated or truncated
+        if self._redraw_every and self._steps % self._redraw_every == 0:
+            self._redraw(int(np.random.SeedSequence([self._episode_seed, self._steps]).generate_state(1)[0] >> 1))
         return self._observe(images), float(reward), terminated, truncated, {"success": terminated}
 
     def state(self) -> np.ndarray:
@@ -204,6 +215,10 @@ class ManipulationEnv(gymnasium.Env):
             self._renderer.close()
         self._renderer = None
         self.simulation.close()
+
+    def _redraw(self, seed: int) -> None:
+        self._appearance.redraw(self.level, seed, self.simulation.data)
+        self.scenery = self._appearance.scenery(self.level, seed, self.simulation.data, self._cameras)
 
     def _observe(self, images: bool) -> dict[str, np.ndarray]:
         observation = {f"images/{camera}": self._draw(camera) for camera in self._cameras if images}

@@ -60,6 +60,7 @@ def make_env(
     quality: str = "fast",
     renderer: Renderer | None = None,
     privileged: bool = False,
+    redraw_every: int = 0,
 ) -> ManipulationEnv:
     """Make the environment of a row of `TASKS`.
 
@@ -71,6 +72,7 @@ def make_env(
         quality: a key of `envs.rendering.QUALITIES`.
         renderer: shares one renderer among environments of one task; it stays the caller's to close. None makes one at the first image.
         privileged: adds `state/full`, the simulator's state, to the observation.
+        redraw_every: control steps after which the appearance is drawn anew within an episode; 0: never.
 
     Raises:
         ValueError: unknown task, level, camera or quality, or a bad size.
@@ -89,6 +91,7 @@ def make_env(
             quality=quality,
             renderer=renderer,
             privileged=privileged,
+            redraw_every=redraw_every,
         )
     except BaseException:
         simulation.close()

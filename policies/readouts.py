@@ -24,21 +24,27 @@ class ReadoutConfig:
     Attributes:
         channels: of the grid, that each token is mapped to.
         keypoints: of the spatial softmax.
+        latent: width of the linear read-out, and noise: standard deviation of Gaussian noise on the standardized tokens that it reads
+            while training.
         queries, width, heads: of the attention pooling.
         history: latents in time that FLARE reads.
     """
 
     channels: int = 16
     keypoints: int = 32
+    latent: int = 8
+    noise: float = 0.0
     queries: int = 4
     width: int = 64
     heads: int = 4
     history: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("channels", "keypoints", "queries", "width", "heads"):
+        for name in ("channels", "keypoints", "latent", "queries", "width", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"backbone.{name}={getattr(self, name)}: expected at least 1")
+        if self.noise < 0:
+            raise ValueError(f"backbone.noise={self.noise}: expected 0 or more")
         if self.width % self.heads:
             raise ValueError(f"backbone.width={self.width} does not divide by backbone.heads={self.heads}")
         if self.history < 2:
@@ -85,6 +91,28 @@ class Grid(Readout):
 
     def forward(self, tokens: Float[Tensor, "B L P D"]) -> Float[Tensor, "B K C"]:
         return self.project(tokens[:, -1])
+
+
+class LinearBottleneck(Readout):
+    """All tokens of the newest frame mapped to a few numbers by one learned linear layer, as a linear probe would read positions from them.
+
+    With `noise`, training adds independent Gaussian noise to every token, which is Tikhonov's regularization (Bishop 1995, "Training with
+    noise"): what few demonstrations happen to look like is not learned by heart. The noise is drawn where it arrives, W n ~ N(0, W W^T).
+    """
+
+    def __init__(self, encoder: EncoderSpec, config: ReadoutConfig) -> None:
+        super().__init__()
+        self.places, self.width, self.noise = 1, config.latent, config.noise
+        self.project = nn.Linear(encoder.grid[1] * encoder.grid[2] * encoder.embed_dim, config.latent)
+
+    def forward(self, tokens: Float[Tensor, "B L P D"]) -> Float[Tensor, "B K C"]:
+        read = self.project(tokens[:, -1].flatten(1))
+        if self.training and self.noise:
+            weight = self.project.weight.float()
+            covariance = weight @ weight.T + 1e-6 * torch.eye(self.width, device=weight.device)
+            drawn = torch.randn(len(read), self.width, device=weight.device) @ torch.linalg.cholesky(covariance).T
+            read = read + self.noise * drawn.to(read.dtype)
+        return read[:, None]
 
 
 class SpatialSoftmax(Readout):
@@ -141,6 +169,7 @@ READOUTS: dict[str, ReadoutEntry] = {
     "pooled": ReadoutEntry(build=Pooled, needs="pooled", over_time=False, help="the encoder's own vector (R3M, CortexBench)"),
     "flare": ReadoutEntry(build=Flare, needs="pooled", over_time=True, help="pooled vectors of the last frames and their differences"),
     "grid": ReadoutEntry(build=Grid, needs="tokens", over_time=False, help="every token through a small linear layer, side by side"),
+    "linear": ReadoutEntry(build=LinearBottleneck, needs="tokens", over_time=False, help="all tokens through one linear layer to a few numbers, with noise while training"),
     "spatial-softmax": ReadoutEntry(build=SpatialSoftmax, needs="tokens", over_time=False, help="expected coordinates of learned keypoints"),
     "attention": ReadoutEntry(build=AttentionPooling, needs="tokens", over_time=False, help="learned queries attend over the tokens"),
 }  # fmt: skip

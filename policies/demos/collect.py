@@ -35,6 +35,7 @@ class DemosConfig:
     workers: int
     cameras: tuple[str, ...] | None = None
     privileged: bool = False
+    redraw_every: int = 0
 
     def __post_init__(self) -> None:
         find_task(self.task)
@@ -42,6 +43,10 @@ class DemosConfig:
         if self.image_size not in IMAGE_SIZES:
             raise ValueError(
                 f"image_size={self.image_size}: expected {IMAGE_SIZES.start} to {IMAGE_SIZES.stop - 1} pixels"
+            )
+        if self.redraw_every < 0:
+            raise ValueError(
+                f"redraw_every={self.redraw_every}: expected 0 (one appearance a demonstration) or a number of control steps"
             )
         last = self.first_seed + MAX_ATTEMPTS_PER_DEMO * self.episodes
         if self.episodes < 1 or self.first_seed not in DEMO_SEEDS or last > DEMO_SEEDS.stop:
@@ -58,12 +63,18 @@ class DemosConfig:
             "cameras": self.cameras,
             "image_size": self.image_size,
             "privileged": self.privileged,
+            "redraw_every": self.redraw_every,
         }
 
     @property
     def content(self) -> dict[str, Any]:
         """What the file's content depends on."""
-        return {key: value for key, value in asdict(self).items() if key not in ("out", "workers")}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            # Files from before there was such a setting have none.
+            if key not in ("out", "workers") and (key != "redraw_every" or value)
+        }
 
 
 def run(config: DemosConfig) -> Path:
