@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+import cv2
 import numpy as np
+import torch
 
 from pretrain.clips.schema import Clip
 from pretrain.clips.store import open_store
@@ -130,6 +132,9 @@ def run_four_tasks(
     predictors = [
         EgoM2PPredictor(_on(subject, device), mode=config.mode, way=way) for subject in subjects for way in WAYS
     ]
+    # Methods are timed side by side: OpenCV's must have the threads that PyTorch's have.
+    threads_before = cv2.getNumThreads()
+    cv2.setNumThreads(torch.get_num_threads())
     results = measure(
         predictors,
         store,
@@ -137,6 +142,7 @@ def run_four_tasks(
         fit_indices=sorted(order[:fit].tolist()),
         config=FourTasksConfig(batch_size=config.batch_size),
     )
+    cv2.setNumThreads(threads_before)
     path = Path(config.out) / results_file
     provenance = make_provenance(
         seed=0,
