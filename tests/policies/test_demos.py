@@ -43,6 +43,32 @@ def test_robomimic_layout(toy_demos: Path) -> None:
             assert demo["dones"][-1] == 1 and not demo["dones"][:-1].any()
 
 
+def test_a_redrawn_appearance_changes_images_alone(tmp_path: Path) -> None:
+    fixed = DemosConfig(
+        task="toy/reach",
+        level="varied-3",
+        episodes=2,
+        out=str(tmp_path / "fixed.hdf5"),
+        image_size=32,
+        first_seed=5,
+        workers=1,
+    )
+    redrawn = replace(fixed, redraw_every=2, out=str(tmp_path / "redrawn.hdf5"))
+    with DemoFile(collect.run(fixed)) as one, DemoFile(collect.run(redrawn)) as other:
+        assert one.seeds == other.seeds and one.meta["config"] | {"redraw_every": 2} == other.meta["config"]
+        for index in range(2):
+            for name in ("actions", "states"):
+                np.testing.assert_array_equal(one.array(index, name), other.array(index, name))
+            before, after = (demos.observation(index, ["images/front"])["images/front"] for demos in (one, other))
+            same = [np.array_equal(a, b) for a, b in zip(before, after, strict=True)]
+            assert same[:2] == [True, True] and not any(same[2:]), (
+                "the first two steps show the episode's own appearance"
+            )
+    again = replace(redrawn, out=str(tmp_path / "again.hdf5"))
+    with DemoFile(tmp_path / "redrawn.hdf5") as one, DemoFile(collect.run(again)) as other:
+        np.testing.assert_array_equal(*(d.observation(0, ["images/front"])["images/front"] for d in (one, other)))
+
+
 def test_replaying_the_actions_gives_the_same_observations(toy_demos: Path) -> None:
     with DemoFile(toy_demos) as demos:
         env = make_env("toy/reach", level=demos.level, image_size=64)
@@ -134,6 +160,7 @@ def test_a_finished_file_is_kept_and_another_configuration_refused(
         ("level", "varied-9", "varied-"),
         ("first_seed", 99_999, "seeds within"),
         ("image_size", 100_000, "16 to 1024 pixels"),
+        ("redraw_every", -1, "redraw_every=-1: expected 0"),
     ],
 )
 def test_bad_requests(field: str, value: object, message: str) -> None:

@@ -249,6 +249,23 @@ ENCODER = EncoderSpec(
 )  # fmt: skip
 
 
+def test_noise_of_the_linear_readout_is_that_of_noisy_tokens() -> None:
+    """Drawn after the map, it has the mean and the covariance that noise on every token has after it; evaluation has none."""
+    torch.manual_seed(0)
+    readout = READOUTS["linear"].build(ENCODER, ReadoutConfig(latent=3, noise=2.0))
+    _, rows, columns = ENCODER.grid
+    tokens = torch.randn(1, 1, rows * columns, ENCODER.embed_dim)
+    plain = readout.eval()(tokens)[0, 0]
+    torch.testing.assert_close(plain, readout.project(tokens.flatten(1))[0])
+    many = tokens.expand(40_000, -1, -1, -1)
+    drawn = readout.train()(many)[:, 0]
+    noisy = readout.project((many + 2.0 * torch.randn_like(many))[:, -1].flatten(1))
+    torch.testing.assert_close(drawn.mean(0), plain, atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.T.cov(), noisy.T.cov(), atol=0.1, rtol=0.05)
+    with pytest.raises(ValueError, match="noise=-1"):
+        ReadoutConfig(noise=-1)
+
+
 @pytest.mark.parametrize("name", list(READOUTS))
 def test_readouts_declare_their_shape(name: str) -> None:
     entry = READOUTS[name]
