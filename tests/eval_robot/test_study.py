@@ -245,7 +245,7 @@ def test_a_small_study_fails_retries_resumes_and_publishes(
     assert study.run(config) == 1
     assert len(tried) == 6 + config.retries
     said = capsys.readouterr().out
-    assert "FAILED toy/reach, state, grid, 3 demonstrations, seed 0: RuntimeError: no more memory" in said
+    assert "FAILED toy/reach, state, linear, 3 demonstrations, seed 0: RuntimeError: no more memory" in said
     (failure,) = json.loads((tmp_path / "study" / "failures.json").read_text())
     assert failure["row"] == "state" and "no more memory" in failure["trace"]
     monkeypatch.setattr(study, "run_unit", lambda config, unit: (tried.append(unit), real(config, unit)))
