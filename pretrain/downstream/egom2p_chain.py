@@ -192,7 +192,7 @@ def _page(config: ChainConfig, results: Path) -> str:
         "# EgoM2P on synthetic clips",
         "",
         f"Made by `egoarm pretrain egom2p-chain` from commit {bundle.provenance['git_sha']}. The model saw {trainer.steps * trainer.batch_size:,} clips in "
-        f"{bundle.provenance['wall_time_s'] / 3600:.1f} h. The tokenizers' and the model's validation clips are held out of the store that was "
+        f"{bundle.provenance['wall_time_s'] / 3600:.1f} h{_start(config)}. The tokenizers' and the model's validation clips are held out of the store that was "
         "trained on; the four tasks are measured on other scenes. One training seed: intervals are of the test clips.",
         "",
         "## Tokenizers: reconstruction of held-out clips",
@@ -221,6 +221,10 @@ def _page(config: ChainConfig, results: Path) -> str:
     for mode in MODES:
         lines += _four_tasks(results / f"four-tasks-{mode}.json", mode)
     return "\n".join(lines) + "\n"
+
+
+def _start(config: ChainConfig) -> str:
+    return f", after what {config.pretrain.init} had seen, from which it went on" if config.pretrain.init else ""
 
 
 def _gain_cell(figures: Mapping[str, float]) -> str:
