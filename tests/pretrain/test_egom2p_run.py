@@ -153,6 +153,23 @@ def test_a_run_starts_from_its_codebooks_and_goes_on_from_its_checkpoint(
     assert all(torch.equal(again[name], value) for name, value in trained.items())
 
 
+def test_a_model_goes_on_from_anothers_weights(finished: EgoM2PTrainConfig, place: Path, tmp_path: Path) -> None:
+    """Learning nothing more, it is the model that it started from, and says so; no tokens, other sizes and missing files are refused."""
+    weights = Path(finished.out) / "model" / "model.safetensors"
+    still = TrainerConfig(steps=0, batch_size=4, threads=1)
+    config = config_for(place, tmp_path / "on", init=str(weights), trainer=still)
+    run(config)
+    made = load_artifact(tmp_path / "on" / "model")
+    before = load_artifact(Path(finished.out) / "model")
+    assert made.provenance["parents"]["init"] == sha256_file(weights)
+    assert all(torch.equal(made.tensors[name], tensor) for name, tensor in before.tensors.items())
+    with pytest.raises(FileNotFoundError, match="init=nowhere: no such file"):
+        config_for(place, tmp_path / "x", init="nowhere")
+    wrong = next((place / "tokenizers").rglob("model.safetensors"))
+    with pytest.raises(ValueError, match=r"init=.*missing tensors"):
+        run(config_for(place, tmp_path / "y", init=str(wrong), trainer=still))
+
+
 def test_training_lowers_the_loss_of_every_modality(finished: EgoM2PTrainConfig) -> None:
     rows = read_metrics(Path(finished.out) / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
