@@ -251,7 +251,7 @@ def _card(config: ArmsConfig, arm: str, whole: Artifact, ends: Path) -> str:
             f"Hz; tokens {tuple(spec['grid'])} of width {spec['embed_dim']}, and a pooled feature.",
             f"- **Use**: `egoarm train encoder={whole.name} ...`; `encoder=random:{whole.name}` is the same network with fresh weights, the fair control.",
             f"- **Data**: {config.clips.n:,} synthetic egocentric clips (seed {config.clips.seed}), made by EgoArm itself; no real video, no weights of others.",
-            f"- **Training**: {_start(config, arm)}{config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of {_machine(whole)}, commit {whole.provenance['git_sha'][:12]}, seed {setting.seed}.",
+            f"- **Training**: {_start(config, arm)}{config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of {_machine(whole)}, commit {(whole.provenance['git_sha'] or 'unknown')[:12]}, seed {setting.seed}.",
             f"- **On held-out clips of that store**: retrieval {report['retrieval_video_to_text']:.1%} and {report['retrieval_text_to_video']:.1%} "
             f"(chance {report['retrieval_chance']:.1%}).{depth}",
             f"- **Limits**: rendered hands, tables and a few dozen kinds of objects; {_robots(config)} (`spatial` below says how it reads robot "

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from pretrain import provenance
 from pretrain.artifact import (
     atomic_directory,
     atomic_write_text,
@@ -134,3 +135,12 @@ def test_torn_weights_file(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{")
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_tensors(tmp_path / "x.safetensors")
+
+
+def test_the_commit_is_named_outside_git_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container's image has no checkout: what EGOARM_GIT_SHA says, else nothing."""
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "pretrain" / "provenance.py"))
+    made = [provenance.make_provenance(seed=0, parents={}, data={}, step=0, wall_time_s=0.0)]
+    monkeypatch.setenv("EGOARM_GIT_SHA", "abc123")
+    made.append(provenance.make_provenance(seed=0, parents={}, data={}, step=0, wall_time_s=0.0))
+    assert [(record["git_sha"], record["git_dirty"]) for record in made] == [(None, None), ("abc123", None)]
