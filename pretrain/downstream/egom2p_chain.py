@@ -22,8 +22,7 @@ from pretrain.downstream.probe import run as probe
 from pretrain.downstream.results import BenchmarkResult
 from pretrain.downstream.statistics import PairedDifference
 from pretrain.egom2p.bundle import load_egom2p
-from pretrain.egom2p.generate import MODES
-from pretrain.egom2p.predict import PredictConfig
+from pretrain.egom2p.predict import EXACT, FAST, GLANCE, MODES, PredictConfig
 from pretrain.egom2p.predict import run as predict
 from pretrain.egom2p.tokenizers.store import TokenStoreConfig
 from pretrain.egom2p.tokenizers.store import run as store_tokens
@@ -32,6 +31,12 @@ from pretrain.egom2p.tokenizers.train import run as train_tokenizer
 from pretrain.egom2p.train import VALIDATION_FILE, EgoM2PTrainConfig
 from pretrain.egom2p.train import run as pretrain
 
+# What a mode is.
+_HOW = {
+    EXACT: "float32; draws by the authors' schedule",
+    FAST: "bfloat16; draws in one step",
+    GLANCE: "bfloat16; draws in one step; of the video that is given only the first and the last frame are read, every other token of each",
+}
 EGOM2P, UNTRAINED = "EgoM2P", "untrained"
 
 
@@ -247,13 +252,10 @@ def _tokenizer_row(modality: str, figures: Mapping[str, Any]) -> str:
 
 def _four_tasks(path: Path, mode: str) -> list[str]:
     results = load_results(path)
-    how = (
-        "bfloat16, and one step where it is sampled" if mode == "fast" else "the authors' schedule where it is sampled"
-    )
     lines = [
         f"## The four tasks, {mode} mode",
         "",
-        f"{EGOM2P} is the mean of what the model thinks possible; `{SAMPLED.removeprefix(', ')}` is a draw ({how}); `{BLIND.removeprefix(', ')}`: the mean when "
+        f"{_HOW[mode].capitalize()}. {EGOM2P} is the mean of what the model thinks possible; `{SAMPLED.removeprefix(', ')}` is a draw; `{BLIND.removeprefix(', ')}`: the mean when "
         f"another clip stands in for what is given: where that is as good, the model does not use what it is given. In the second table of each task "
         f"{EGOM2P} minus each method on the same clips, with 95 % intervals of a paired bootstrap; bold: better or worse beyond chance.",
         "",

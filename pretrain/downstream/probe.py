@@ -24,7 +24,7 @@ from pretrain.downstream.subjects import NEEDS_TEXT, Subject, load_subject, uniq
 from pretrain.downstream.synthetic_twin import TwinClips, held_out_clips
 from pretrain.downstream.table import BENCHMARKS, SYNTHETIC, Benchmark
 from pretrain.downstream.task import Task
-from pretrain.egom2p.generate import MODES
+from pretrain.egom2p.predict import MODES
 from pretrain.provenance import make_provenance
 
 ALL_SYNTHETIC = "all-synthetic"
@@ -60,7 +60,7 @@ class ProbeConfig:
             encoders of the table take.
         tasks: tasks of Meta-World whose frames the benchmark "spatial" reads too.
         dense_features: also write the features of EgoNLQ's long videos, <out>/dense_features/<encoder>/<video>.npz.
-        mode: four-tasks: "exact" or "fast", see pretrain/egom2p/generate.py.
+        mode: four-tasks: "exact", "fast" or "glance", see pretrain/egom2p/predict.py.
         batch_size, device, threads: of the encoding; threads 0 = torch's default.
     """
 

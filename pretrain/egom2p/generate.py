@@ -112,7 +112,7 @@ PUBLISHED_TARGETS: dict[str, Target] = {
 @torch.no_grad()
 def generate(
     model: EgoM2P,
-    given: Mapping[str, Int64[Tensor, "B n"]],
+    given: Mapping[str, Int64[Tensor, "B n"]] | TokenSet,
     targets: Sequence[Target],
     *,
     seed: int | Sequence[int] = 0,
@@ -122,8 +122,8 @@ def generate(
     """Tokens of the targets, one after another, on the model's device.
 
     Args:
-        given: modality -> all its tokens, of at least one modality. A clip's result does not depend on the others of the
-            batch (but for rounding).
+        given: modality -> all its tokens, of at least one modality; or any tokens as a set. A clip's result does not depend on
+            the others of the batch (but for rounding).
         seed: one a clip, or one number to which a clip's place in the batch is added.
         mode: "exact" is the schedule of each target. "fast" is an approximation: the condition is read once, every target
             is written in one step from it, without guidance, and no target sees another. Places are asked for in random
@@ -143,7 +143,7 @@ def generate(
         raise ValueError(f"seed: expected one number, or one for each of {batch} clips, got {len(seeds)}")
     random = ClipRandom(seeds)
     device = model.mask_token.device
-    condition = TokenSet.whole(config, {name: ids.to(device) for name, ids in given.items()})
+    condition = _condition(config, given, device)
     if precision == "auto":
         precision = "bfloat16" if mode == "fast" and multiplies_bf16(device) else "float32"
     writer = _Writer(model, precision)
@@ -161,7 +161,7 @@ def generate(
 @torch.no_grad()
 def expected_codes(
     model: EgoM2P,
-    given: Mapping[str, Int64[Tensor, "B n"]],
+    given: Mapping[str, Int64[Tensor, "B n"]] | TokenSet,
     codebooks: Mapping[str, Float[Tensor, "V K"]],
     *,
     precision: str = "float32",
@@ -175,7 +175,7 @@ def expected_codes(
     most FAST_QUERIES, evenly spread, which do not see each other.
 
     Args:
-        given: modality -> all its tokens, of at least one modality.
+        given: as of `generate`.
         codebooks: modality that is wanted -> `Tokenizer.codebook`.
         precision: as of `generate`; "auto" is bfloat16 on a device that multiplies it. Probabilities and means are float32.
 
@@ -191,15 +191,21 @@ def expected_codes(
                 f"codebook of {name}: {len(codebook)} codes for {config.grids[name].vocabulary} ids: of another tokenizer"
             )
     device = model.mask_token.device
-    condition = TokenSet.whole(config, {name: ids.to(device) for name, ids in given.items()})
+    condition = _condition(config, given, device)
     if precision == "auto":
         precision = "bfloat16" if multiplies_bf16(device) else "float32"
     return _Writer(model, precision).expect_at_once(condition, codebooks)
 
 
+def _condition(config: EgoM2PConfig, given: Mapping[str, Tensor] | TokenSet, device: torch.device) -> TokenSet:
+    if isinstance(given, TokenSet):
+        return given.to(device)
+    return TokenSet.whole(config, {name: ids.to(device) for name, ids in given.items()})
+
+
 def _check(
     config: EgoM2PConfig,
-    given: Mapping[str, Tensor],
+    given: Mapping[str, Tensor] | TokenSet,
     targets: Sequence[Target],
     *,
     mode: str,
@@ -210,18 +216,24 @@ def _check(
         raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
     if precision not in PRECISIONS:
         raise ValueError(f"precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if not given or not targets:
+    is_set = isinstance(given, TokenSet)
+    if not (given.count if is_set else given) or not targets:
         raise ValueError(f"expected at least one modality given and one wanted, of {', '.join(config.names)}")
-    for name, ids in given.items():
-        check_tokens(config, name, ids)
-    batches = {name: len(ids) for name, ids in given.items()}
+    if is_set:
+        known = {config.names[index] for index in given.modality.unique().tolist()}
+        batches = {"tokens": len(given)}
+    else:
+        known = set(given)
+        for name, ids in given.items():
+            check_tokens(config, name, ids)
+        batches = {name: len(ids) for name, ids in given.items()}
     if len(set(batches.values())) > 1:
         raise ValueError(f"given: expected the same number of clips in each modality, got {batches}")
     wanted = [target.modality for target in targets]
     for name, target in zip(wanted, targets, strict=True):
         if name not in config.grids:
             raise ValueError(f"target {name!r}: this model has {', '.join(config.names)}")
-        if name in given:
+        if name in known:
             raise ValueError(f"target {name}: it is also given; leave it out of one of them")
         if wanted.count(name) > 1:
             raise ValueError(f"target {name}: it is wanted {wanted.count(name)} times")

@@ -21,12 +21,20 @@ from pretrain.artifact import atomic_directory, atomic_write_text
 from pretrain.clips.schema import Clip
 from pretrain.clips.store import open_store
 from pretrain.egom2p.bundle import Bundle, load_egom2p
-from pretrain.egom2p.generate import MODES, PUBLISHED_TARGETS, Target, expected_codes, generate
-from pretrain.egom2p.modalities import MODALITIES, ModalityMissing, require_modalities
+from pretrain.egom2p.generate import MODES as WRITING_MODES
+from pretrain.egom2p.generate import PUBLISHED_TARGETS, Target, expected_codes, generate
+from pretrain.egom2p.modalities import MODALITIES, VIDEO, ModalityMissing, require_modalities
+from pretrain.egom2p.model import TokenSet, concatenate
+from pretrain.egom2p.tokenizers.fsq_video import FsqVideoTokenizer
+from pretrain.precision import multiplies_bf16
 
 # A clip that the model thinks possible, or the mean of all of them.
 SAMPLE, MEAN = "sample", "mean"
 ESTIMATES = (SAMPLE, MEAN)
+# How it is written, see generate.generate; a glance is written as the fast mode does, and reads less, see Predictor.glance.
+EXACT, FAST = WRITING_MODES
+GLANCE = "glance"
+MODES = (EXACT, FAST, GLANCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +48,8 @@ class PredictConfig:
         out: directory of the results.
         clips: of the store, from the first, where `clip` names no single one.
         scheme, steps, schedule, temperature, top_p, top_k, guidance: see generate.Target; null = the authors' for each modality.
-        mode: a row of MODES: "fast" is one step from a condition read once, without guidance, in bfloat16 where the device
-            multiplies it.
+        mode: one of MODES: "fast" is one step from a condition read once, without guidance, in bfloat16 where the device
+            multiplies it; "glance" is that from little of a video that is given, see Predictor.glance.
         estimate: "sample" draws a possible clip; "mean" is the mean of all, smooth and nearest in squared error, for which
             nothing is drawn and no modality that is wanted sees another; of `mode` it takes the precision.
         batch_size: clips generated together.
@@ -128,13 +136,52 @@ class Predictor:
                 raise ValueError(
                     f"given: {name} is not a modality of this model, which has {', '.join(self.tokenizers)}"
                 )
-            try:
-                arrays = np.stack([self.array_of(clip, name) for clip in clips])
-            except ModalityMissing as error:
-                keys = ", ".join(clip.key for clip in clips)
-                raise ValueError(f"given: {name} cannot be had of every clip ({keys}): {error}") from None
-            tokens[name] = self.tokenizers[name].encode(torch.from_numpy(arrays).to(self.device))
+            arrays = torch.from_numpy(self._arrays(clips, name))
+            tokens[name] = self.tokenizers[name].encode(arrays.to(self.device))
         return tokens
+
+    def glance(self, clips: Sequence[Clip], names: Sequence[str]) -> TokenSet:
+        """Tokens of a part of what is given: of video the first and the last frame, each tokenized as an image, which is far
+        cheaper than a clip, and of an image every other token, as the black squares of a chessboard lie; sequences whole.
+
+        An approximation twice over: the last frame's ids stand at the last step's places, where the whole clip's would also
+        tell the motion of the frames before, and are tokenized in bfloat16 where the device multiplies it.
+
+        Raises:
+            ValueError: as `encode`; or a video tokenizer that takes whole clips only.
+        """
+        config = self.model.config
+        videos = [name for name in names if name in self.tokenizers and MODALITIES[name].kind == VIDEO]
+        parts = [
+            TokenSet.of(config, name, ids, torch.arange(ids.shape[1], device=self.device).expand_as(ids))
+            for name, ids in self.encode(clips, [name for name in names if name not in videos]).items()
+        ]
+        for name in videos:
+            tokenizer = self.tokenizers[name]
+            if not isinstance(tokenizer, FsqVideoTokenizer):
+                raise ValueError(
+                    f"mode={GLANCE}: the tokenizer of {name}, {tokenizer.spec.name!r}, is a {tokenizer.architecture} and takes whole "
+                    f"clips only; use mode={FAST}"
+                )
+            ends = torch.from_numpy(self._arrays(clips, name)[:, :, [0, -1]]).to(self.device)
+            steps, rows, columns = tokenizer.spec.grid.shape
+            cells = torch.arange(rows * columns, device=self.device).view(rows, columns)
+            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+            black = cells[(row + column) % 2 == 0]
+            low = multiplies_bf16(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+                ids = tokenizer.history_to_ids(ends.transpose(1, 2).flatten(0, 1)[:, :, None])
+            ids = ids[:, black].unflatten(0, (-1, 2)).flatten(1)
+            places = torch.cat([black, (steps - 1) * rows * columns + black])
+            parts.append(TokenSet.of(config, name, ids, places.expand_as(ids)))
+        return concatenate(parts)
+
+    def _arrays(self, clips: Sequence[Clip], name: str) -> np.ndarray:
+        try:
+            return np.stack([self.array_of(clip, name) for clip in clips])
+        except ModalityMissing as error:
+            keys = ", ".join(clip.key for clip in clips)
+            raise ValueError(f"given: {name} cannot be had of every clip ({keys}): {error}") from None
 
     def physical(self, name: str, decoded: Float[Tensor, "B ..."], clips: Sequence[Clip]) -> list[np.ndarray]:
         """What a tokenizer decoded in physical units, one array a clip."""
@@ -169,14 +216,15 @@ class Predictor:
             if target.modality not in self.tokenizers:
                 known = ", ".join(self.tokenizers)
                 raise ValueError(f"want: {target.modality} is not a modality of this model, which has {known}")
-        known, speak = self.encode(clips, given), self.tokenizers
+        known = self.glance(clips, given) if mode == GLANCE else self.encode(clips, given)
+        writing, speak = EXACT if mode == EXACT else FAST, self.tokenizers
         if estimate == MEAN:
-            precision = "auto" if mode == "fast" else "float32"
+            precision = "auto" if writing == FAST else "float32"
             books = {target.modality: speak[target.modality].codebook() for target in targets}
             codes = expected_codes(self.model, known, books, precision=precision)
             decoded = {name: speak[name].decode_codes(codes[name]) for name in books}
         else:
-            tokens = generate(self.model, known, targets, seed=seed, mode=mode, precision="auto")
+            tokens = generate(self.model, known, targets, seed=seed, mode=writing, precision="auto")
             decoded = {target.modality: speak[target.modality].decode(tokens[target.modality]) for target in targets}
         columns = {name: self.physical(name, clip, clips) for name, clip in decoded.items()}
         return [{name: column[row] for name, column in columns.items()} for row in range(len(clips))]

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 from vector_quantize_pytorch import FSQ
 
 from pretrain.egom2p.modalities import MODALITIES
@@ -17,7 +18,9 @@ from pretrain.egom2p.tokenizers.causal_video import (
     Downsample,
     Upsample,
     haar_split,
+    patch_image,
     patch_video,
+    still_channels,
     unpatch_video,
 )
 from pretrain.egom2p.tokenizers.fsq_video import FSQ_VIDEO_SIZES, FsqVideoConfig, FsqVideoTokenizer, edge_l1
@@ -75,6 +78,16 @@ def test_the_first_patch_holds_the_first_frame_alone() -> None:
     other[:, :, 1:] = torch.rand(1, 3, 4, 4, 4)
     a, b = patch_video(video, 4), patch_video(other, 4)
     assert torch.equal(a[:, :, 0], b[:, :, 0]) and not torch.equal(a[:, :, 1], b[:, :, 1])
+
+
+@pytest.mark.parametrize("patch", [1, 2, 4])
+def test_a_frame_alone_has_only_means_over_time(patch: int) -> None:
+    frame = torch.rand(2, 3, 1, 8, 12, dtype=torch.float64)
+    patches, still = patch_video(frame, patch), still_channels(3, patch)
+    assert len(still) == 3 * patch**2
+    torch.testing.assert_close(patch_image(frame, patch), patches[:, still])
+    moving = [channel for channel in range(patches.shape[1]) if channel not in still]
+    assert not patches[:, moving].any()
 
 
 # ------------------------------------------------------------------------------------------------------- convolutions
@@ -212,6 +225,29 @@ def test_a_later_frame_leaves_earlier_tokens_alone(changes: dict) -> None:
         latents = tokenizer.latents(other)
         torch.testing.assert_close(latents[:, :step], whole[:, :step], atol=1e-5, rtol=1e-5)
         assert not torch.allclose(latents[:, step], whole[:, step], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"attention_resolutions": (256,)},
+        {"patch_size": 2, "spatial_compression": 4, "temporal_compression": 4, "channel_multipliers": (1, 1, 1)},
+        {"frames": 17, "temporal_compression": 8, "channel_multipliers": (1, 1, 1)},
+    ],
+)
+def test_an_image_costs_less_and_is_the_first_step_of_its_clip(changes: dict) -> None:
+    tokenizer = nano(**changes).double()
+    x = clips_for(tokenizer, 3).double()
+    alone = tokenizer.quant_conv(tokenizer.encoder(x[:, :, :1])).permute(0, 1, 3, 4, 2)
+    torch.testing.assert_close(alone, tokenizer.latents(x)[:, :1])
+    cells = math.prod(tokenizer.spec.grid.shape[1:])
+    assert torch.equal(tokenizer.history_to_ids(x[:, :, :1]), tokenizer.encode(x)[:, :cells])
+    counts = []
+    for video in (x[:, :, :1], x[:, :, : 1 + tokenizer.shape.temporal_compression]):
+        with FlopCounterMode(display=False) as counter:
+            tokenizer.encoder(video)
+        counts.append(counter.get_total_flops())
+    assert counts[0] < 0.45 * counts[1]
 
 
 def test_the_filling_frames_repeat_the_last() -> None:

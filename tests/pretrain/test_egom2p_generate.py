@@ -84,6 +84,28 @@ def test_exact_mode_is_the_authors_schedule(model: EgoM2P, case: str) -> None:
             assert torch.equal(batched[name][clip], plain[name][0]), name
 
 
+def test_a_part_of_the_tokens_can_be_given(model: EgoM2P) -> None:
+    """All of them as a set are as by name, and places that are left out have no part in the result."""
+    given, targets = tokens(["rgb"], 3), [Target(modality="camera", steps=4)]
+    book = {"gaze": torch.rand(40, 3)}
+    whole = TokenSet.whole(model.config, given)
+    for mode in ("exact", "fast"):
+        by_name, as_set = (generate(model, known, targets, seed=3, mode=mode) for known in (given, whole))
+        assert torch.equal(by_name["camera"], as_set["camera"])
+    assert torch.equal(expected_codes(model, given, book)["gaze"], expected_codes(model, whole, book)["gaze"])
+    places = torch.tensor([0, 5, 17, 31]).expand(3, -1)
+    part = TokenSet.of(model.config, "rgb", given["rgb"].gather(1, places), places)
+    other = {"rgb": ((given["rgb"] + 7) % 300).scatter(1, places, part.ids)}
+    again = TokenSet.of(model.config, "rgb", other["rgb"].gather(1, places), places)
+    found = expected_codes(model, part, book)["gaze"]
+    assert torch.equal(found, expected_codes(model, again, book)["gaze"])
+    assert not torch.allclose(found, expected_codes(model, given, book)["gaze"])
+    with pytest.raises(ValueError, match="it is also given"):
+        generate(model, part, [Target(modality="rgb")])
+    with pytest.raises(ValueError, match="at least one modality given"):
+        generate(model, TokenSet.empty(3), targets)
+
+
 def test_the_authors_padding_changes_nothing(model: EgoM2P) -> None:
     names, targets = CASES["chained"]
     given = tokens(names, 1)

@@ -291,6 +291,36 @@ def test_the_mean_is_one_and_the_same(finished: EgoM2PTrainConfig, place: Path) 
             predictor.predict(clips, given=["rgb"], targets=targets, **wrong)
 
 
+def test_a_glance_reads_two_images(finished: EgoM2PTrainConfig, place: Path) -> None:
+    """Every other token of the first and the last frame, the first frame's as the whole clip has them; nothing between counts."""
+    store = open_store(place / "clips")
+    clips = [store.read(index) for index in (4, 5)]
+    predictor = Predictor(load_egom2p(finished.out))
+    steps, rows, columns = predictor.tokenizers["rgb"].spec.grid.shape
+    glance = predictor.glance(clips, ["rgb", "gaze"])
+    sequence = predictor.tokenizers["gaze"].spec.grid.tokens
+    assert glance.count == sequence + 2 * -(-rows * columns // 2) and len(glance) == 2
+    video = glance.position[0, sequence:].reshape(2, -1)
+    assert torch.equal(video[1] - video[0], torch.full_like(video[0], (steps - 1) * rows * columns))
+    assert ((video[0] // columns + video[0] % columns) % 2 == 0).all()
+    whole = predictor.encode(clips, ["rgb"])["rgb"]
+    first = glance.ids[:, sequence : sequence + video.shape[1]]
+    # Tokenized in bfloat16 on some machines.
+    assert (first == whole[:, video[0]]).float().mean() >= 0.75
+    targets = [Target(modality=name) for name in ("depth", "camera")]
+    middle = [clip.replace(rgb=np.concatenate([clip.rgb[:1], 255 - clip.rgb[1:-1], clip.rgb[-1:]])) for clip in clips]
+    for estimate in ("sample", "mean"):
+        seen, again = (
+            predictor.predict(c, given=["rgb"], targets=targets, mode="glance", estimate=estimate)
+            for c in (clips, middle)
+        )
+        assert seen[0]["depth"].shape == (16, SIZE, SIZE) and seen[0]["camera"].shape == (60, 4, 4)
+        np.testing.assert_array_equal(seen[0]["camera"], again[0]["camera"])
+    predictor.tokenizers["rgb"] = predictor.tokenizers["gaze"]  # any that cannot tokenize an image alone
+    with pytest.raises(ValueError, match="takes whole clips only; use mode=fast"):
+        predictor.predict(clips, given=["rgb"], targets=targets, mode="glance")
+
+
 def test_truth_has_gaps_where_the_clip_has(finished: EgoM2PTrainConfig) -> None:
     clip = made_clip(4)
     assert clip.gaze is not None

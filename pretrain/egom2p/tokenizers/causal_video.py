@@ -47,14 +47,23 @@ class VideoShape(Protocol):
 # -------------------------------------------------------------------------------------------------------- Haar patches
 
 
-def haar_split(x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B 8C t h w"]:
+_TIME_ROWS_COLUMNS = (3, 4, 5)
+_ROWS_COLUMNS = (4, 5)
+
+
+def haar_split(
+    x: Float[Tensor, "B C T H W"], axes: tuple[int, ...] = _TIME_ROWS_COLUMNS
+) -> Float[Tensor, "B C2 t h w"]:
     """One level of the 3D Haar transform, each axis halved to means (a + b) / 2 and differences (a - b) / 2.
 
     The band is the slower part of the channel: mean or difference over time (slowest), rows, columns. The release's
     wavelets of length sqrt 2, rescaled by 1 / (2 sqrt 2), are this.
+
+    Args:
+        axes: that are halved, counted behind a band's own axis; C2 is C * 2 ** their number.
     """
     x = x[:, None]
-    for axis in (3, 4, 5):
+    for axis in axes:
         a, b = x.unflatten(axis, (-1, 2)).unbind(axis + 1)
         x = torch.stack([(a + b) / 2, (a - b) / 2], dim=2).flatten(1, 2)
     return x.flatten(1, 2)
@@ -80,6 +89,22 @@ def patch_video(x: Float[Tensor, "B C T H W"], patch: int) -> Float[Tensor, "B C
     return x
 
 
+def patch_image(x: Float[Tensor, "B C 1 H W"], patch: int) -> Float[Tensor, "B Cq 1 h w"]:
+    """What `patch_video` makes of one frame alone, without the channels that are 0 because nothing moves in it: C patch^2
+    in place of C patch^3, those that `still_channels` names."""
+    for _ in range(patch.bit_length() - 1):
+        x = haar_split(x, _ROWS_COLUMNS)
+    return x
+
+
+def still_channels(channels: int, patch: int) -> list[int]:
+    """The channels of `patch_video` that are means over time at every level."""
+    kept, width = list(range(channels)), channels
+    for _ in range(patch.bit_length() - 1):
+        kept, width = [band * width + channel for band in range(4) for channel in kept], 8 * width
+    return kept
+
+
 def unpatch_video(x: Float[Tensor, "B Cp t h w"], patch: int) -> Float[Tensor, "B C T H W"]:
     """The inverse of `patch_video`; of the first patch's frames only the last is kept."""
     for _ in range(patch.bit_length() - 1):
@@ -98,7 +123,8 @@ class CausalConv(nn.Module):
     """A convolution over space (kernel 1, k, k) or over time (k, 1, 1), never both; weights as of a 3D convolution.
 
     Over space zeros surround the image, (k - 1) / 2 wide; with `stride` 2 there is one row and column of them at the
-    bottom and right only. Over time the first frame is repeated before it, k - stride times.
+    bottom and right only. Over time the first frame is repeated before it, k - stride times; so of one frame alone all
+    taps see the same, and their sum is enough.
     """
 
     def __init__(self, c_in: int, c_out: int, *, space: int = 1, time: int = 1, stride: int = 1) -> None:
@@ -107,8 +133,13 @@ class CausalConv(nn.Module):
         self.stride = stride
         self.conv3d = nn.Conv3d(c_in, c_out, (time, space, space))
 
-    def forward(self, x: Float[Tensor, "B T C H W"]) -> Float[Tensor, "B t C2 h w"]:
+    def forward(self, x: Float[Tensor, "B T C H W"], channels: list[int] | None = None) -> Float[Tensor, "B t C2 h w"]:
+        """`channels`: which of c_in x holds; the others are 0."""
         weight, bias = self.conv3d.weight, self.conv3d.bias
+        if channels is not None:
+            weight = weight[:, channels]
+        if weight.shape[2] > 1 and x.shape[1] == self.stride == 1:
+            weight = weight.sum(2, keepdim=True)
         time, space = weight.shape[2], weight.shape[3]
         batch = x.shape[0]
         if time == 1:
@@ -305,6 +336,7 @@ class CausalEncoder(nn.Module):
     def __init__(self, config: VideoShape) -> None:
         super().__init__()
         self.patch_size = config.patch_size
+        self.still = still_channels(3, config.patch_size)
         widths, steps = _widths(config), [*halvings(config), (False, False)]
         self.conv_in = factorised(3 * config.patch_size**3, config.channels)
         self.down = nn.ModuleList(
@@ -318,7 +350,11 @@ class CausalEncoder(nn.Module):
         self.conv_out = factorised(widths[-1], config.z_channels)
 
     def forward(self, video: Float[Tensor, "B 3 T H W"]) -> Float[Tensor, "B t C h w"]:
-        x = self.conv_in(patch_video(video, self.patch_size).transpose(1, 2))
+        if video.shape[2] == 1:
+            space, time = self.conv_in
+            x = time(space(patch_image(video, self.patch_size).transpose(1, 2), self.still))
+        else:
+            x = self.conv_in(patch_video(video, self.patch_size).transpose(1, 2))
         for level in self.down:
             x = level(x)
         return self.conv_out(F.silu(self.norm_out(self.mid(x))))
