@@ -129,6 +129,8 @@ def run(config: TrainConfig) -> Path:
     """Train one policy; a finished one of the same configuration is kept."""
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     encoder = None if config.encoder == NO_ENCODER else load_encoder(config.encoder, seed=config.encoder_seed)
+    if encoder is not None and config.frames:
+        encoder = encoder.shortened(config.frames)
     with DemoFile(config.demos) as demos:
         if (config.demonstrations or 1) + config.held_out > len(demos):
             raise ValueError(

@@ -207,6 +207,12 @@ class VideoEncoder(nn.Module, ABC):
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> EncoderOutput:
         """What a subclass makes of preprocessed clips whose shape `forward` has checked."""
 
+    def shortened(self, frames: int) -> Self:
+        """For whoever has only `frames` images: the same weights over as short a clip as holds them, where that spares work; else
+        itself, whose clip is filled up by repeating the oldest."""
+        del frames
+        return self
+
     def frozen(self) -> Self:
         """Turns gradients off and evaluation mode on, for good: a later `.train()`, of a parent too, does not undo it."""
         self._frozen = True

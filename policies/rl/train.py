@@ -39,7 +39,7 @@ def run(config: RLConfig) -> Path:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     encoder = None
     if config.sees_images and config.encoder != CNN:
-        encoder = load_encoder(config.encoder, seed=config.encoder_seed)
+        encoder = load_encoder(config.encoder, seed=config.encoder_seed).shortened(config.frames)
     frozen = encoder is not None and config.encoder_frozen
     spec = _make_spec(config)
     seed_generators(config.seed, 0)

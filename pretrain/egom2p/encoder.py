@@ -9,6 +9,7 @@ Gradients reach the transformer, not the tokenizer, whose ids are whole numbers.
 Axes: B batch, T frames, N = t * h * w tokens, D width.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -120,6 +121,19 @@ class EgoM2PEncoder(VideoEncoder):
         encoder = cls(EgoM2PConfig.from_json(config["model"]), video, name=spec.name, frames=config["frames"])
         encoder.spec = spec
         return encoder
+
+    def shortened(self, frames: int) -> Self:
+        """Over the fewest whole steps of tokens that hold `frames` images, which are the first of a longer clip's."""
+        video = self.tokenizer.shape
+        fitting = 1 + -(-(frames - 1) // video.temporal_compression) * video.temporal_compression
+        if fitting >= self.spec.frames:
+            return self
+        with torch.random.fork_rng(devices=[]):  # the weights drawn are not kept
+            model = EgoM2PConfig.from_json(self.config["model"])
+            encoder = type(self)(model, video, name=self.spec.name, frames=fitting)
+        encoder.load_state_dict(self.state_dict())
+        encoder.spec = dataclasses.replace(encoder.spec, weights_sha256=self.spec.weights_sha256)
+        return encoder.to(self.token_table.device).train(self.training)
 
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> EncoderOutput:
         ids = self.tokenizer.history_to_ids(x.transpose(1, 2))

@@ -171,6 +171,15 @@ def test_cached_features_are_those_of_the_policy(toy_demos: Path, tmp_path: Path
         np.testing.assert_allclose(torch.cat(seen).numpy(), cached[rows], atol=tolerance)
 
 
+@pytest.mark.parametrize(("encoder", "kept"), [("random:egom2p-tiny", 1), ("random:egodtm-tiny", 2)])
+def test_a_policy_of_one_image_takes_as_short_a_clip_as_there_is(
+    toy_demos: Path, tmp_path: Path, encoder: str, kept: int
+) -> None:
+    policy, artifact = load_policy(trained(toy_demos, tmp_path, encoder=encoder, frames=1, steps=1))
+    assert policy.spec.frames == 1 and policy.backbone.encoder.spec.frames == kept
+    assert artifact.config["encoder"]["spec"]["frames"] == kept
+
+
 def test_read_outs_with_the_same_need_share_the_cache(toy_demos: Path, tmp_path: Path) -> None:
     for readout in ("pooled", "flare", "grid", "attention"):
         out = str(tmp_path / readout)

@@ -26,7 +26,7 @@ from pretrain.egom2p.bundle import load_egom2p
 from pretrain.egom2p.data import LoadTokens, target_counts, unpack
 from pretrain.egom2p.generate import Target
 from pretrain.egom2p.masking import MaskingConfig
-from pretrain.egom2p.model import EgoM2PConfig
+from pretrain.egom2p.model import EgoM2PConfig, TokenSet
 from pretrain.egom2p.predict import Predictor
 from pretrain.egom2p.tokenizers.fsq_video import FsqVideoConfig, FsqVideoTokenizer
 from pretrain.egom2p.tokenizers.store import TokenStoreConfig
@@ -246,14 +246,30 @@ def test_the_encoder_reads_what_the_model_reads(finished: EgoM2PTrainConfig) -> 
     assert clip.rgb is not None
     predictor = Predictor(bundle)
     tokens = predictor.encode([clip], ["rgb"])["rgb"][:, : encoder.spec.tokens]
-    from pretrain.egom2p.model import TokenSet
-
     part = TokenSet.of(bundle.model.config, "rgb", tokens, torch.arange(encoder.spec.tokens)[None])
     with torch.inference_mode():
         seen = encoder(encoder.preprocess(torch.from_numpy(clip.rgb[None, :5])))
         expected = bundle.model.features(part)
     torch.testing.assert_close(seen.tokens, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(seen.pooled, expected.mean(1), atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_of_fewer_frames_reads_the_first_tokens(finished: EgoM2PTrainConfig) -> None:
+    encoder = load_encoder(Path(finished.out) / "encoder")
+    before = torch.get_rng_state()
+    short = encoder.shortened(1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert (short.spec.frames, short.spec.grid, short.spec.fps) == (1, (1, 2, 2), 0.0) and not short.training
+    assert short.spec.weights_sha256 == encoder.spec.weights_sha256
+    assert short.spec.fingerprint() != encoder.spec.fingerprint()
+    assert encoder.shortened(2) is encoder.shortened(5) is encoder
+    clip = made_clip(5).rgb
+    bundle = load_egom2p(finished.out)
+    tokens = Predictor(bundle).encode([made_clip(5)], ["rgb"])["rgb"][:, :4]
+    with torch.inference_mode():
+        seen = short(short.preprocess(torch.from_numpy(clip[None, :1])))
+        expected = bundle.model.features(TokenSet.of(bundle.model.config, "rgb", tokens, torch.arange(4)[None]))
+    torch.testing.assert_close(seen.tokens, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_prediction_has_physical_units(finished: EgoM2PTrainConfig, place: Path) -> None:
