@@ -14,6 +14,7 @@ from typing import Any
 
 from pretrain.artifact import atomic_write_bytes, atomic_write_text
 from pretrain.checkpoints import read_metrics
+from pretrain.clips.store import open_store
 from pretrain.clips.synth import SynthConfig, run_synth
 from pretrain.downstream.comparison import compare, load_results
 from pretrain.downstream.four_tasks_probe import BLIND, SAMPLED
@@ -125,6 +126,10 @@ def run(config: ChainConfig) -> None:
     results.mkdir(parents=True, exist_ok=True)
     model = config.model.out
     for mode in MODES:
+        measured = out / f"four-tasks-{mode}" / RESULTS_FILE
+        if _is_of(measured, config):
+            print(f"four-tasks, {mode} mode: measured already: {measured}")
+            continue
         probe(
             ProbeConfig(
                 encoder=(model, f"random:{model}"),
@@ -132,12 +137,13 @@ def run(config: ChainConfig) -> None:
                 benchmark="four-tasks",
                 data=config.heldout.out,
                 clips=config.task_clips,
-                out=str(out / f"four-tasks-{mode}"),
+                out=str(measured.parent),
                 baseline=EGOM2P,
                 mode=mode,
                 threads=config.pretrain.trainer.threads,
             )
         )
+    for mode in MODES:
         shutil.copyfile(out / f"four-tasks-{mode}" / RESULTS_FILE, results / f"four-tasks-{mode}.json")
     known = load_egom2p(model).model.config.names
     want = tuple(name for name in ("depth", "gaze", "camera", "hands") if name in known)
@@ -187,6 +193,19 @@ def _curves(config: ChainConfig) -> bytes:
     figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
     return buffer.getvalue()
+
+
+def _is_of(measured: Path, config: ChainConfig) -> bool:
+    """Whether a file of results is of this model and these held-out clips."""
+    if not measured.exists():
+        return False
+    provenance = json.loads(measured.read_text())["provenance"]
+    store = open_store(config.heldout.out)
+    return (
+        provenance["parents"].get(EGOM2P) == load_egom2p(config.model.out).sha256
+        and provenance["data"].get("four-tasks") == store.manifest_sha256
+        and (not config.task_clips or load_results(measured)[0].protocol["items"] == config.task_clips)
+    )
 
 
 def _page(config: ChainConfig, results: Path) -> str:

@@ -38,13 +38,23 @@ def test_the_chain_publishes_its_page(tmp_path: Path, capsys: pytest.CaptureFixt
         "four-tasks camera",
         "visual odometry",
         "fast mode",
+        "glance mode",
         "| EgoM2P |",
         "| EgoM2P, sampled |",
         "| EgoM2P minus |",
     ):
         assert part in page, part
-    for name in ("curves.png", "prediction.png", "four-tasks-exact.json", "four-tasks-fast.json"):
+    for name in (
+        "curves.png",
+        "prediction.png",
+        "four-tasks-exact.json",
+        "four-tasks-fast.json",
+        "four-tasks-glance.json",
+    ):
         assert (tmp_path / "results" / name).stat().st_size > 500
     capsys.readouterr()
     assert main(["pretrain", "egom2p-chain", *words, "measure=false"]) == 0
     assert capsys.readouterr().out.count("already") == 9, "what is finished is skipped"
+    assert main(["pretrain", "egom2p-chain", *words]) == 0
+    assert capsys.readouterr().out.count("measured already") == 3
+    assert (tmp_path / "results/README.md").read_text() == page
