@@ -175,16 +175,19 @@ def _film(report: EvalReport, index: int, paths: dict[str, Path]) -> dict[str, A
 
 def _provenance(evidence: Evidence) -> Table:
     """One line a row and task: what was compared, by its hashes."""
-    main, lines = evidence.design.main, {}
+    main = evidence.design.main
+    lines: dict[tuple[str, str], tuple[str, ...]] = {}
+    commits: dict[tuple[str, str], list[str]] = {}
     for report in evidence.reports:
         header = report.header
         if condition_of(report) == main:
-            commit = header["policy_provenance"]["git_sha"] or "not from a checkout"
-            hashes = (header["encoder_sha256"] or "none", header["demos_sha256"], header["env_hash"], commit)
-            lines.setdefault((report.task, report.label), tuple(text[:12] for text in hashes))
+            names = (report.task, report.label)
+            hashes = (header["encoder_sha256"] or "none", header["demos_sha256"], header["env_hash"])
+            lines.setdefault(names, tuple(text[:12] for text in hashes))
+            commits.setdefault(names, []).append((header["policy_provenance"]["git_sha"] or "not from a checkout")[:12])
     return Table(
         title="What was run",
-        note="First 12 digits of each hash, of the first training seed.",
-        heads=("task", "policy sees", "encoder", "demonstrations", "environment", "commit"),
-        rows=tuple((*names, *hashes) for names, hashes in lines.items()),
+        note="First 12 digits of each hash; the encoder's of the first training seed, the commits of all.",
+        heads=("task", "policy sees", "encoder", "demonstrations", "environment", "commits"),
+        rows=tuple((*names, *hashes, ", ".join(dict.fromkeys(commits[names]))) for names, hashes in lines.items()),
     )
