@@ -125,9 +125,10 @@ def run(config: ChainConfig) -> None:
     out, results = Path(config.out), Path(config.results)
     results.mkdir(parents=True, exist_ok=True)
     model = config.model.out
+    bundle = load_egom2p(model)
     for mode in MODES:
         measured = out / f"four-tasks-{mode}" / RESULTS_FILE
-        if _is_of(measured, config):
+        if _is_of(measured, config, bundle.sha256):
             print(f"four-tasks, {mode} mode: measured already: {measured}")
             continue
         probe(
@@ -145,7 +146,7 @@ def run(config: ChainConfig) -> None:
         )
     for mode in MODES:
         shutil.copyfile(out / f"four-tasks-{mode}" / RESULTS_FILE, results / f"four-tasks-{mode}.json")
-    known = load_egom2p(model).model.config.names
+    known = bundle.model.config.names
     want = tuple(name for name in ("depth", "gaze", "camera", "hands") if name in known)
     predict(
         PredictConfig(
@@ -195,7 +196,7 @@ def _curves(config: ChainConfig) -> bytes:
     return buffer.getvalue()
 
 
-def _is_of(measured: Path, config: ChainConfig) -> bool:
+def _is_of(measured: Path, config: ChainConfig, model_sha256: str) -> bool:
     """Whether a file of results is of this model and these held-out clips."""
     if not measured.exists():
         return False
@@ -203,7 +204,7 @@ def _is_of(measured: Path, config: ChainConfig) -> bool:
     store = open_store(config.heldout.out)
     could_be_scored = len(store) - protocol["fit_items"]
     return (
-        provenance["parents"].get(EGOM2P) == load_egom2p(config.model.out).sha256
+        provenance["parents"].get(EGOM2P) == model_sha256
         and provenance["data"].get("four-tasks") == store.manifest_sha256
         and protocol["items"] == min(config.task_clips or could_be_scored, could_be_scored)
     )

@@ -51,7 +51,7 @@ class PredictConfig:
         mode: one of MODES: "fast" is one step from a condition read once, without guidance, in bfloat16 where the device
             multiplies it; "glance" is that from little of a video that is given, see Predictor.glance.
         estimate: "sample" draws a possible clip; "mean" is the mean of all, smooth and nearest in squared error, for which
-            nothing is drawn and no modality that is wanted sees another; of `mode` it takes the precision.
+            nothing is drawn and no modality that is wanted sees another; of `mode` it takes the precision and what is read.
         batch_size: clips generated together.
         seed: of the sampling.
         device, threads: where to compute; auto, 0 = torch's own choice.
@@ -165,9 +165,8 @@ class Predictor:
                 )
             ends = torch.from_numpy(self._arrays(clips, name)[:, :, [0, -1]]).to(self.device)
             steps, rows, columns = tokenizer.spec.grid.shape
-            cells = torch.arange(rows * columns, device=self.device).view(rows, columns)
-            row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-            black = cells[(row + column) % 2 == 0]
+            cells = torch.arange(rows * columns, device=self.device)
+            black = cells[(cells // columns + cells % columns) % 2 == 0]
             low = multiplies_bf16(self.device)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
                 ids = tokenizer.history_to_ids(ends.transpose(1, 2).flatten(0, 1)[:, :, None])
