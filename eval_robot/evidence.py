@@ -227,6 +227,7 @@ def tables(evidence: Evidence) -> list[Table]:
         conditions = [c for c in evidence.design.conditions[varied] if c in evidence.seeds]
         if len(conditions) > 1:
             found.append(_varied_table(evidence, varied, title, conditions))
+            found.append(_varied_pairs_table(evidence, varied, title, conditions))
     return found
 
 
@@ -288,20 +289,42 @@ def robust_table(evidence: Evidence) -> Table:
 
 
 def _varied_table(evidence: Evidence, varied: str, title: str, conditions: Sequence[Condition]) -> Table:
-    design = evidence.design
-    names = {"shifts": "level", "demonstrations": "demonstrations", "readouts": "readout"}
     rows = []
-    for row in evidence.rows(design.main):
+    for row in evidence.rows(evidence.design.main):
         cells = []
         for condition in conditions:
             shown = row in evidence.rows(condition)
             cells.append(percent(pooled_bootstrap(evidence.of(condition, row))) if shown else "")
         rows.append((row, *cells))
-    heads = [str(getattr(condition, names[varied])) for condition in conditions]
+    heads = _varied_heads(varied, conditions)
     counts = " ".join(f"{head}: {_counted(evidence, c)}" for head, c in zip(heads, conditions, strict=True))
     return Table(
         title=f"{title}: success rate over all tasks, %", note=counts, heads=("policy sees", *heads), rows=tuple(rows)
     )
+
+
+def _varied_pairs_table(evidence: Evidence, varied: str, title: str, conditions: Sequence[Condition]) -> Table:
+    rows = []
+    for first, second in evidence.design.compared:
+        cells = []
+        for condition in conditions:
+            shown = {first, second} <= set(evidence.rows(condition))
+            cells.append(
+                points(paired_bootstrap(evidence.of(condition, first), evidence.of(condition, second))) if shown else ""
+            )
+        if any(cells):
+            rows.append((f"{first} - {second}", *cells))
+    return Table(
+        title=f"{title}: paired differences over all tasks, points",
+        note="As above, each column by itself: not corrected for the number of columns.",
+        heads=("difference", *_varied_heads(varied, conditions)),
+        rows=tuple(rows),
+    )
+
+
+def _varied_heads(varied: str, conditions: Sequence[Condition]) -> list[str]:
+    field = {"shifts": "level", "demonstrations": "demonstrations", "readouts": "readout"}[varied]
+    return [str(getattr(condition, field)) for condition in conditions]
 
 
 def _counted(evidence: Evidence, condition: Condition) -> str:

@@ -66,6 +66,7 @@ class StudyConfig:
         level: appearance of the demonstrations and of the main evaluation; `shifts` are evaluated on top of it.
         counts: numbers of demonstrations besides all of them.
         readouts: the first is used throughout, the others at the level with all demonstrations.
+        varied_seeds: shifts, counts and further readouts are run for the first so many of `seeds`; None: for all.
     """
 
     out: str
@@ -85,6 +86,7 @@ class StudyConfig:
     shifts: tuple[str, ...]
     counts: tuple[int, ...]
     readouts: tuple[str, ...]
+    varied_seeds: int | None
     retries: int
     launcher: str
     workers: int
@@ -117,6 +119,8 @@ class StudyConfig:
             raise ValueError(f"pairs={self.pairs}: expected [[row, row], ...]")
         if unknown := [name for name in self.readouts if name not in READOUTS]:
             raise ValueError(f"readouts={unknown}: expected some of {', '.join(READOUTS)}")
+        if self.varied_seeds is not None and self.varied_seeds < 1:
+            raise ValueError(f"varied_seeds={self.varied_seeds}: expected at least 1, or null for all of seeds")
         if too_many := [count for count in self.counts if not 1 <= count < self.demos.episodes]:
             raise ValueError(f"counts={too_many}: expected 1 to {self.demos.episodes - 1}, fewer than demos.episodes")
         if self.eval.stop != "fixed":
@@ -194,9 +198,11 @@ def units(config: StudyConfig) -> list[Unit]:
     main, every = config.readouts[0], config.demos.episodes
     found = []
     for seed in config.seeds:
-        shapes = [(main, every, config.levels)]
-        shapes += [(main, count, (config.level,)) for count in sorted(config.counts, reverse=True)]
-        shapes += [(readout, every, (config.level,)) for readout in config.readouts[1:]]
+        shapes = [(main, every, (config.level,))]
+        if seed in config.seeds[: config.varied_seeds]:
+            shapes = [(main, every, config.levels)]
+            shapes += [(main, count, (config.level,)) for count in sorted(config.counts, reverse=True)]
+            shapes += [(readout, every, (config.level,)) for readout in config.readouts[1:]]
         for readout, count, levels in shapes:
             for task in config.tasks:
                 for row in config.chosen:

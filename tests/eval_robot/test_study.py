@@ -81,10 +81,13 @@ def test_tables_say_what_the_reports_say() -> None:
     assert sentence.startswith("ours against random: +40.0 [") and sentence.endswith("better, beyond chance.")
     titles = [table.title for table in tables(evidence)]
     assert (
-        len(titles) == 5
+        len(titles) == 7
         and any("shifts" in title for title in titles)
         and any("demonstrations" in title for title in titles)
     )
+    shifted = next(t for t in tables(evidence) if t.title == "Held-out shifts: paired differences over all tasks, points")
+    assert shifted.heads == ("difference", "varied-1", "varied-1+camera-2")
+    assert {row[0]: row[2].split(" ")[0] for row in shifted.rows} == {"blind - random": "-30.0", "ours - random": "+40.0"}
     latex = to_latex(table)
     assert latex.count(r"\\") == 4 and r"\toprule" in latex
 
@@ -194,7 +197,7 @@ def test_every_row_sees_the_same_cameras(tmp_path: Path) -> None:
 
 
 def test_the_grid(tmp_path: Path) -> None:
-    config = compose(tmp_path, "seeds=[3,4]", "readouts=[grid,pooled]", "shifts=[camera-1]")
+    config = compose(tmp_path, "seeds=[3,4]", "readouts=[grid,pooled]", "shifts=[camera-1]", "varied_seeds=null")
     found = units(config)
     assert len(found) == len(set(found)) == 2 * (3 + 3 + 1)
     assert [unit.seed for unit in found] == [3] * 7 + [4] * 7
@@ -204,6 +207,9 @@ def test_the_grid(tmp_path: Path) -> None:
         and found[3].demonstrations == 2
     )
     assert found[6].readout == "pooled" and found[6].row == "16x16 pixels"
+    found = units(replace(config, varied_seeds=1))
+    assert [unit.seed for unit in found] == [3] * 7 + [4] * 3
+    assert {unit.levels for unit in found if unit.seed == 4} == {("clean",)}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +222,7 @@ def test_the_grid(tmp_path: Path) -> None:
         (["pairs=[[state]]"], "pairs="),
         (["counts=[3]"], "counts="),
         (["readouts=[gird]"], "readouts="),
+        (["varied_seeds=0"], "varied_seeds=0"),
         (["launcher=slurm"], "launcher=slurm"),
         (["eval.stop=sequential", "eval.episodes=20"], "eval.stop=sequential"),
         (["shifts=[camera-9]"], "camera-9"),
