@@ -41,7 +41,8 @@ class StudyRow:
     Attributes:
         encoder: as `egoarm train` takes it; {name} is a directory of StudyConfig.encoders, in which {task} stands for the task's name.
         state_keys: None: proprioception.
-        steps, batch_size: of training; None: the study's. Networks that are trained end to end cost far more a step.
+        steps, batch_size, lr, precision: of training; None: the study's. Networks that are trained end to end cost far more a step and bear
+            a smaller learning rate.
     """
 
     encoder: str
@@ -49,6 +50,8 @@ class StudyRow:
     state_keys: tuple[str, ...] | None = None
     steps: int | None = None
     batch_size: int | None = None
+    lr: float | None = None
+    precision: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +330,8 @@ def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
         execute_steps=execute_steps,
         steps=row.steps or config.train.steps,
         batch_size=row.batch_size or config.train.batch_size,
+        lr=row.lr or config.train.lr,
+        precision=row.precision or config.train.precision,
         label=unit.row,
         seed=unit.seed,
         # A random encoder's weights are drawn anew with each training seed.

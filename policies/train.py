@@ -130,7 +130,7 @@ def run(config: TrainConfig) -> Path:
     torch.set_num_threads(config.threads or os.cpu_count() or 1)
     encoder = None if config.encoder == NO_ENCODER else load_encoder(config.encoder, seed=config.encoder_seed)
     if encoder is not None and config.frames:
-        encoder = encoder.shortened(config.frames)
+        encoder = encoder.shortened(config.frames, trained=config.backbone.adaptation != "frozen")
     with DemoFile(config.demos) as demos:
         if (config.demonstrations or 1) + config.held_out > len(demos):
             raise ValueError(

@@ -207,10 +207,14 @@ class VideoEncoder(nn.Module, ABC):
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> EncoderOutput:
         """What a subclass makes of preprocessed clips whose shape `forward` has checked."""
 
-    def shortened(self, frames: int) -> Self:
+    def shortened(self, frames: int, *, trained: bool = False) -> Self:
         """For whoever has only `frames` images: the same weights over as short a clip as holds them, where that spares work; else
-        itself, whose clip is filled up by repeating the oldest."""
-        del frames
+        itself, whose clip is filled up by repeating the oldest.
+
+        Args:
+            trained: the weights are about to be trained further, so what they make of a clip may change with its length.
+        """
+        del frames, trained
         return self
 
     def frozen(self) -> Self:

@@ -20,6 +20,8 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 # Frame rate of the frames of one clip, 1/s: 4 frames of a half-second.
 DEFAULT_FPS = 8.0
 
+TEMPORAL = "vit.temporal_position"  # the one weight whose shape depends on the number of frames
+
 
 class EgoDTMEncoder(VideoEncoder):
     """tokens: the patch tokens of all frames after the final LayerNorm. pooled: the class token, which is what the
@@ -50,6 +52,19 @@ class EgoDTMEncoder(VideoEncoder):
         encoder = cls(VideoViTConfig(**config), name=spec.name, fps=spec.fps)
         encoder.spec = spec
         return encoder
+
+    def shortened(self, frames: int, *, trained: bool = False) -> Self:
+        """With `trained` over `frames` frames, whose temporal positions are the last of the clip's; what is not trained further keeps
+        the clip that it was pretrained on."""
+        if not trained or frames >= self.spec.frames:
+            return self
+        config = VideoViTConfig(**{**self.config, "frames": frames})
+        with torch.random.fork_rng(devices=[]):  # the weights drawn are not kept
+            encoder = type(self)(config, name=self.spec.name, fps=self.spec.fps)
+        weights = self.state_dict()
+        encoder.load_state_dict(weights | {TEMPORAL: weights[TEMPORAL][-frames:]})
+        encoder.spec = dataclasses.replace(encoder.spec, weights_sha256=self.spec.weights_sha256)
+        return encoder.to(weights[TEMPORAL].device).train(self.training)
 
     def features(self, x: Float[Tensor, "B T 3 H W"]) -> EncoderOutput:
         pooled, tokens = self.vit(x)

@@ -122,8 +122,9 @@ class EgoM2PEncoder(VideoEncoder):
         encoder.spec = spec
         return encoder
 
-    def shortened(self, frames: int) -> Self:
+    def shortened(self, frames: int, *, trained: bool = False) -> Self:
         """Over the fewest whole steps of tokens that hold `frames` images, which are the first of a longer clip's."""
+        del trained  # the tokenizer is causal: an image is a clip to it
         video = self.tokenizer.shape
         fitting = 1 + -(-(frames - 1) // video.temporal_compression) * video.temporal_compression
         if fitting >= self.spec.frames:

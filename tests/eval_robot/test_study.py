@@ -85,9 +85,14 @@ def test_tables_say_what_the_reports_say() -> None:
         and any("shifts" in title for title in titles)
         and any("demonstrations" in title for title in titles)
     )
-    shifted = next(t for t in tables(evidence) if t.title == "Held-out shifts: paired differences over all tasks, points")
+    shifted = next(
+        t for t in tables(evidence) if t.title == "Held-out shifts: paired differences over all tasks, points"
+    )
     assert shifted.heads == ("difference", "varied-1", "varied-1+camera-2")
-    assert {row[0]: row[2].split(" ")[0] for row in shifted.rows} == {"blind - random": "-30.0", "ours - random": "+40.0"}
+    assert {row[0]: row[2].split(" ")[0] for row in shifted.rows} == {
+        "blind - random": "-30.0",
+        "ours - random": "+40.0",
+    }
     latex = to_latex(table)
     assert latex.count(r"\\") == 4 and r"\toprule" in latex
 

@@ -229,6 +229,23 @@ def test_positions_are_tiled_over_frames_and_the_class_token_gets_only_the_first
     assert len(np.unique(positions.numpy().round(5), axis=0)) == 9
 
 
+def test_an_encoder_that_is_trained_further_may_see_fewer_frames() -> None:
+    """Of a clip of one frame it makes what the tower makes of a clip's last frame alone; a frozen one keeps its clip."""
+    encoder = random_encoder("nano", seed=0, frames=3)
+    with torch.no_grad():
+        encoder.vit.temporal_position.normal_()
+    assert encoder.shortened(1) is encoder and encoder.shortened(3, trained=True) is encoder
+    short = encoder.shortened(1, trained=True)
+    assert (short.spec.frames, short.spec.grid, short.config["frames"]) == (1, (1, 2, 2), 1) and not short.training
+    assert short.spec.weights_sha256 == encoder.spec.weights_sha256
+    assert short.spec.fingerprint() != encoder.spec.fingerprint()
+    clip = torch.rand(2, 1, 3, 32, 32)
+    alone = VideoViT(VideoViTConfig(**short.config)).eval()
+    alone.load_state_dict(encoder.vit.state_dict() | {"temporal_position": encoder.vit.temporal_position[-1:].detach()})
+    with torch.no_grad():
+        torch.testing.assert_close(short(clip).tokens, alone(clip)[1])
+
+
 def test_patches_are_cut_as_a_convolution_would() -> None:
     vit = VideoViT(VideoViTConfig.of_size("nano", frames=2, image_size=48))
     video = torch.randn(1, 2, 3, 48, 48)
