@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 
 from pretrain.batches import SampleId
 from pretrain.clips.dataset import ClipDataset
@@ -26,6 +27,8 @@ class LoadBatch:
         caption_probability: chance that a clip's narration is replaced by one of its enriched captions. One text a clip
             and step, as the published log's single contrastive loss says; the published probability is not known.
         train: random frame times, crops and captions; else the middle frames, the centre, and the narration.
+        still_probability: chance that all frames of a clip are its first one, as a policy repeats what it has.
+        colour_jitter: strength of random light and colour, one a clip, see `jitter_colour`. Both only with `train`.
     """
 
     def __init__(
@@ -38,6 +41,8 @@ class LoadBatch:
         caption_probability: float,
         context_length: int,
         train: bool,
+        still_probability: float = 0.0,
+        colour_jitter: float = 0.0,
     ) -> None:
         self.dataset = ClipDataset(
             data,
@@ -48,11 +53,13 @@ class LoadBatch:
             fields=("video", "depth", "text") if depth_size else ("video", "text"),
         )
         self.caption_probability = caption_probability if train else 0.0
+        self.still_probability = still_probability if train else 0.0
+        self.colour_jitter = colour_jitter if train else 0.0
         self.context_length = context_length
         self.with_depth = depth_size > 0
 
     def __call__(self, ids: Sequence[SampleId]) -> dict[str, Any]:
-        samples = [self.dataset.sample(index, seed) for index, seed in ids]
+        samples = [self._changed(self.dataset.sample(index, seed), index, seed) for index, seed in ids]
         texts = [
             choose_text(sample["narration"], sample["captions"], self.caption_probability, seed)
             for sample, (_, seed) in zip(samples, ids, strict=True)
@@ -65,6 +72,27 @@ class LoadBatch:
             batch["depth"] = torch.stack([sample["depth"] for sample in samples])
             batch["depth_valid"] = torch.stack([sample["depth_valid"] for sample in samples])
         return batch
+
+    def _changed(self, sample: dict[str, Any], index: int, seed: int) -> dict[str, Any]:
+        # Apart from the streams that crop the same clip and choose its text.
+        random = np.random.default_rng([seed, index, 2])
+        if self.still_probability and random.random() < self.still_probability:
+            for name in ("video", "depth", "depth_valid"):
+                if name in sample:
+                    sample[name] = sample[name][:1].expand_as(sample[name])
+        if self.colour_jitter:
+            sample["video"] = torch.from_numpy(jitter_colour(sample["video"].numpy(), self.colour_jitter, random))
+        return sample
+
+
+def jitter_colour(
+    video: UInt8[np.ndarray, "T H W 3"], strength: float, random: np.random.Generator
+) -> UInt8[np.ndarray, "T H W 3"]:
+    """Each channel times exp(N(0, strength)) exp(N(0, strength)), the second factor the same for all, plus N(0, strength / 3) of the range."""
+    gain = np.exp(random.normal(0, strength, 3) + random.normal(0, strength))
+    offset = 255 * random.normal(0, strength / 3, 3)
+    values = np.clip(np.arange(256)[:, None] * gain + offset, 0, 255).round().astype(np.uint8)
+    return values[video, np.arange(3)]
 
 
 def choose_text(narration: str, captions: Sequence[str], probability: float, seed: int) -> str:

@@ -38,6 +38,25 @@ class DepthDecoderConfig:
             raise ValueError(f"decoder.scale: expected 1, 2, 4 or 8, got {self.scale}")
 
 
+# What predicts depth from the tokens: "queries" is the published decoder; "linear" is one linear layer, after which geometry can be read
+# linearly from the tokens, as a policy's read-out does.
+DEPTH_HEADS = ("queries", "linear")
+
+
+class LinearDepth(nn.Module):
+    """Each patch token to the inverse depth of its own scale x scale pixels, through one linear layer and a sigmoid."""
+
+    def __init__(self, width: int, scale: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.project = nn.Linear(width, scale * scale)
+
+    def forward(self, tokens: Float[Tensor, "B T h w D"]) -> Float[Tensor, "B T H W"]:
+        """Inverse depth in (0, 1), near = large; H = scale * h."""
+        pixels = self.project(tokens).sigmoid().unflatten(-1, (self.scale, self.scale))
+        return pixels.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
+
+
 class Readings(NamedTuple):
     """What the queries say after each stage: a mask embedding each (where), a bin centre each (how near)."""
 

@@ -109,6 +109,31 @@ DEPTH_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 DEPTH_ERRORS = tuple(DEPTH_LOSSES)
 
 
+# Distances in pixels of the differences that `edge_error` compares: what is small is told by them and not by the mean error.
+EDGE_DISTANCES = (1, 2, 4)
+
+
+def edge_error(
+    prediction: Float[Tensor, "S n h w"], target: Float[Tensor, "n h w"], valid: Bool[Tensor, "n h w"]
+) -> Float[Tensor, "S n"]:
+    """sum |d(p - t)| over the differences d of pixels EDGE_DISTANCES apart, along rows and columns, both of them valid.
+
+    Gradient matching as in MiDaS (arXiv 1907.01341, equation 11), with differences at several distances in place of several
+    resolutions. A sum over a frame and not a mean, so that parts of a batch add up.
+    """
+    residual = torch.where(valid, prediction - target, 0.0)
+    total = residual.new_zeros(residual.shape[:2])
+    for distance in EDGE_DISTANCES:
+        for axis in (-2, -1):
+            kept = residual.shape[axis] - distance
+            if kept < 1:
+                continue
+            first, second = (residual.narrow(axis, start, kept) for start in (distance, 0))
+            both = valid.narrow(axis, distance, kept) & valid.narrow(axis, 0, kept)
+            total = total + ((first - second).abs() * both).sum(dim=(-2, -1))
+    return total
+
+
 def usable_pixels(target: Float[Tensor, "B T h w"], valid: Bool[Tensor, "B T h w"]) -> Bool[Tensor, "B T h w"]:
     """Valid pixels that have a depth: a teacher's NaN is no target, whatever the mask says."""
     return valid & target.isfinite()
@@ -135,6 +160,7 @@ def masked_depth_loss(
     *,
     error: str,
     deep_supervision: bool,
+    edges: float = 0.0,
     divisor: Float[Tensor, ""] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """A row of DEPTH_LOSSES over the valid pixels, in fp32; clips without depth are simply not valid.
@@ -144,10 +170,11 @@ def masked_depth_loss(
 
     Args:
         deep_supervision: the mean over all stages, else the last one alone.
+        edges: weight of edge_error, per valid pixel, beside the row's loss.
         divisor: depth_divisor of the whole batch where this is a part of it; the parts' losses then add up.
 
     Returns:
-        the loss, and the last stage's without gradient. Both 0 if no pixel is valid.
+        the loss, and the last stage's, without `edges` and without gradient. Both 0 if no pixel is valid.
     """
     if error not in DEPTH_LOSSES:
         raise ValueError(f"depth error: expected one of {', '.join(DEPTH_ERRORS)}, got {error!r}")
@@ -162,4 +189,9 @@ def masked_depth_loss(
         mask = valid.flatten(0, 1).flatten(1)
         per_frame = DEPTH_LOSSES[error](prediction, known, mask)
         per_stage = (per_frame * mask.sum(dim=-1)).sum(dim=-1) / divisor
-    return per_stage.mean(), per_stage[-1].detach()
+        last = per_stage[-1].detach()
+        if edges:
+            maps = torch.where(valid, used, 0.0).flatten(1, 2)
+            outlines = edge_error(maps, known.unflatten(-1, maps.shape[-2:]), valid.flatten(0, 1))
+            per_stage = per_stage + edges * outlines.sum(dim=-1) / divisor
+    return per_stage.mean(), last

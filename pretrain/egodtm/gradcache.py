@@ -77,6 +77,7 @@ class GradCache:
                         micro["depth_valid"],
                         error=self.loss.depth_error,
                         deep_supervision=self.loss.deep_supervision,
+                        edges=self.loss.depth_edges,
                         divisor=divisor,
                     )
                     surrogate = surrogate + self.loss.depth_weight * share

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor, nn
 
-from pretrain.egodtm.depth_decoder import DepthDecoder, DepthDecoderConfig, paint
+from pretrain.egodtm.depth_decoder import DEPTH_HEADS, DepthDecoder, DepthDecoderConfig, LinearDepth, paint
 from pretrain.egodtm.depth_losses import DEPTH_ERRORS, masked_depth_loss
 from pretrain.egodtm.encoder import DEFAULT_FPS, EgoDTMEncoder
 from pretrain.egodtm.lean_depth import paint_lean
@@ -41,6 +41,9 @@ class EgoDTMConfig:
 
     contrastive: a row of CONTRASTIVE. "infonce" has the published frozen temperature; "siglip" learns its scale, from
     1 / temperature, and a bias.
+    depth_head: of DEPTH_HEADS. "linear" needs the decoder's scale alone.
+    token_noise: while training the depth head reads the tokens with Gaussian noise of so many times each channel's standard
+    deviation in the batch: what it needs must then stand out in them, for whoever reads them with few examples.
     """
 
     video: VideoViTConfig = dataclasses.field(default_factory=VideoViTConfig)
@@ -50,9 +53,14 @@ class EgoDTMConfig:
     temperature: float = 0.07
     contrastive: str = "infonce"
     fps: float = DEFAULT_FPS
+    depth_head: str = DEPTH_HEADS[0]
+    token_noise: float = 0.0
 
     def __post_init__(self) -> None:
         _require_known("contrastive", self.contrastive, CONTRASTIVE)
+        _require_known("depth_head", self.depth_head, DEPTH_HEADS)
+        if self.token_noise < 0:
+            raise ValueError(f"token_noise: expected at least 0, got {self.token_noise}")
         if self.joint_dim < 1:
             raise ValueError(f"joint_dim: expected at least 1, got {self.joint_dim}")
         if self.temperature <= 0:
@@ -121,6 +129,9 @@ class EgoDTM(nn.Module):
         self.logit_bias = nn.Parameter(torch.tensor(SIGLIP_BIAS)) if learned else None
         if config.decoder is None:
             self.patch_projection = self.pyramid = self.decoder = None
+        elif config.depth_head == "linear":
+            self.patch_projection = self.pyramid = None
+            self.decoder = LinearDepth(width, config.decoder.scale)
         else:
             channels = config.decoder.width
             self.patch_projection = nn.Linear(width, channels)
@@ -145,8 +156,13 @@ class EgoDTM(nn.Module):
 
     def predict_depth(self, tokens: Float[Tensor, "B N D"], all_stages: bool = True) -> Float[Tensor, "S B T h w"]:
         """Patch tokens of the video tower to inverse depth."""
-        assert self.patch_projection is not None and self.pyramid is not None and self.decoder is not None
         frames, rows, columns = self.video.spec.grid
+        if self.config.token_noise and self.training:
+            deviation = tokens.detach().flatten(0, -2).float().std(dim=0)
+            tokens = tokens + (self.config.token_noise * deviation * torch.randn_like(tokens)).to(tokens.dtype)
+        if isinstance(self.decoder, LinearDepth):
+            return self.decoder(tokens.unflatten(1, (frames, rows, columns)))[None]
+        assert self.patch_projection is not None and self.pyramid is not None and self.decoder is not None
         maps = self.patch_projection(tokens).unflatten(1, (frames, rows, columns))
         maps = maps.flatten(0, 1).permute(0, 3, 1, 2)  # [B * T, C, h, w]
         memory = self.pyramid.coarse(maps).unflatten(0, (-1, frames)).permute(0, 1, 3, 4, 2).flatten(1, 3)  # [B, N, C]
@@ -170,6 +186,7 @@ class LossConfig:
         contrastive_weight: 0 leaves the texts out: only depth teaches.
         depth_weight: 0 trains the no-depth twin.
         depth_error: a row of DEPTH_LOSSES, on inverse depth in [0, 1].
+        depth_edges: weight, beside depth_error, of the error of the depth's differences between near pixels (edge_error).
         deep_supervision: also the decoder's earlier stages predict depth.
         mask_duplicates: clips with equal texts are no negatives of each other.
     """
@@ -178,13 +195,14 @@ class LossConfig:
     contrastive_weight: float = 1.0
     depth_weight: float = 1.0
     depth_error: str = "l1"
+    depth_edges: float = 0.0
     deep_supervision: bool = True
     mask_duplicates: bool = True
 
     def __post_init__(self) -> None:
         _require_known("loss.contrastive", self.contrastive, CONTRASTIVE)
         _require_known("loss.depth_error", self.depth_error, DEPTH_ERRORS)
-        for name in ("contrastive_weight", "depth_weight"):
+        for name in ("contrastive_weight", "depth_weight", "depth_edges"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss.{name}: expected at least 0, got {getattr(self, name)}")
         if not self.contrastive_weight and not self.depth_weight:
@@ -219,7 +237,12 @@ def egodtm_loss(
     if output.depth is not None:
         assert depth is not None and depth_valid is not None
         loss, last = masked_depth_loss(
-            output.depth, depth, depth_valid, error=config.depth_error, deep_supervision=config.deep_supervision
+            output.depth,
+            depth,
+            depth_valid,
+            error=config.depth_error,
+            deep_supervision=config.deep_supervision,
+            edges=config.depth_edges,
         )
         total = total + config.depth_weight * loss
         scalars["depth"] = last

@@ -16,7 +16,7 @@ from pretrain.checkpoints import Progress
 from pretrain.clips.dataset import ClipDataset
 from pretrain.clips.store import ClipStore, open_store
 from pretrain.egodtm.data import LoadBatch, split_clips
-from pretrain.egodtm.depth_decoder import DepthDecoderConfig
+from pretrain.egodtm.depth_decoder import DEPTH_HEADS, DepthDecoderConfig
 from pretrain.egodtm.depth_losses import DEPTH_ERRORS
 from pretrain.egodtm.gradcache import GradCache
 from pretrain.egodtm.initialise import initialise
@@ -48,13 +48,15 @@ class PretrainConfig:
             <run>/model/model.safetensors of an EgoDTM that goes on with these clips; null = random.
         seed: of the weights, the order of the clips, the augmentation and the choice of captions.
         overwrite: start again from nothing where `out` holds another run.
-        frames: T; image_size: pixels, null = the size's own; stem: see VideoViTConfig; depth_scale: side of the depth
-            map over that of the patch grid, null = the size's own.
+        frames: T; image_size: pixels, layers: of the video tower, null = the size's own; stem: see VideoViTConfig;
+            depth_scale: side of the depth map over that of the patch grid, null = the size's own.
+        depth_head, token_noise: see EgoDTMConfig.
         depth_memory: see DEPTH_MEMORY.
         joint_dim, contrastive, temperature, causal_text: of the contrastive head, see EgoDTMConfig and TextConfig.
         contrastive_weight: weight of the contrastive loss; 0 leaves the texts out.
         depth_weight: weight of the depth loss; 0 trains the no-depth twin, without the decoder.
-        depth_error, deep_supervision, mask_duplicates: see LossConfig.
+        depth_error, depth_edges, deep_supervision, mask_duplicates: see LossConfig.
+        still_probability, colour_jitter: of the clips, see LoadBatch.
         caption_probability: chance that an enriched caption replaces the narration; 0 trains the no-enriched twin.
         val_fraction: share of the clips held out to test against chance at the end; 0 skips that.
         snapshots: numbers of clips seen, each rounded to whole steps, at which the encoder and the model are also saved,
@@ -71,9 +73,12 @@ class PretrainConfig:
     overwrite: bool = False
     frames: int = 4
     image_size: int | None = None
+    layers: int | None = None
     stem: str = "patch"
     depth_scale: int | None = None
     depth_memory: str = DEPTH_MEMORY[0]
+    depth_head: str = DEPTH_HEADS[0]
+    token_noise: float = 0.0
     joint_dim: int = 256
     contrastive: str = "infonce"
     temperature: float = 0.07
@@ -81,9 +86,12 @@ class PretrainConfig:
     contrastive_weight: float = 1.0
     depth_weight: float = 1.0
     depth_error: str = DEPTH_ERRORS[0]
+    depth_edges: float = 0.0
     deep_supervision: bool = True
     mask_duplicates: bool = True
     caption_probability: float = 0.5
+    still_probability: float = 0.0
+    colour_jitter: float = 0.0
     val_fraction: float = 0.1
     snapshots: tuple[int, ...] = ()
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -100,7 +108,9 @@ class PretrainConfig:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
         if any(clips < 1 for clips in self.snapshots):
             raise ValueError(f"snapshots: expected numbers of clips of at least 1, got {list(self.snapshots)}")
-        for name in ("caption_probability", "val_fraction"):
+        if self.colour_jitter < 0:
+            raise ValueError(f"colour_jitter: expected at least 0, got {self.colour_jitter}")
+        for name in ("caption_probability", "still_probability", "val_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {getattr(self, name)}")
         if self.depth_memory not in DEPTH_MEMORY:
@@ -123,6 +133,7 @@ class PretrainConfig:
             contrastive_weight=self.contrastive_weight,
             depth_weight=self.depth_weight,
             depth_error=self.depth_error,
+            depth_edges=self.depth_edges,
             deep_supervision=self.deep_supervision,
             mask_duplicates=self.mask_duplicates,
         )
@@ -132,6 +143,8 @@ class PretrainConfig:
         video: dict[str, Any] = {"frames": self.frames, "stem": self.stem}
         if self.image_size is not None:
             video["image_size"] = self.image_size
+        if self.layers is not None:
+            video["layers"] = self.layers
         decoder = DECODER_SIZES[self.size] | ({} if self.depth_scale is None else {"scale": self.depth_scale})
         return EgoDTMConfig(
             video=VideoViTConfig.of_size(self.size, **video),
@@ -140,6 +153,8 @@ class PretrainConfig:
             joint_dim=self.joint_dim,
             temperature=self.temperature,
             contrastive=self.contrastive,
+            depth_head=self.depth_head,
+            token_noise=self.token_noise,
         )
 
 
@@ -173,12 +188,18 @@ def run(config: PretrainConfig) -> None:
 # Settings that came after the first runs. At its default each does what was done before it existed, so it is written
 # into a run's identity only where it is set: older runs go on under their own names.
 _LATER_FIELDS = (
+    "colour_jitter",
     "contrastive",
     "contrastive_weight",
+    "depth_edges",
+    "depth_head",
     "depth_memory",
     "init",
+    "layers",
     "snapshots",
     "stem",
+    "still_probability",
+    "token_noise",
     "trainer.micro_batch",
 )
 
@@ -228,6 +249,8 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
             caption_probability=config.caption_probability,
             context_length=model_config.text.context_length,
             train=train,
+            still_probability=config.still_probability,
+            colour_jitter=config.colour_jitter,
         )
 
     loss_config = config.loss

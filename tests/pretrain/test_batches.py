@@ -3,6 +3,7 @@
 import itertools
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,6 +76,36 @@ def test_thread_passes_errors_on_and_can_be_left() -> None:
     left = stream_batches(load_ids, wanted, workers=0, prefetch=1)
     next(left)
     left.close()
+
+
+def test_still_clips_and_random_colours(square_store) -> None:
+    import torch
+
+    from pretrain.egodtm.data import LoadBatch, jitter_colour
+
+    def load(train: bool = True, **changes: float) -> dict:
+        loader = LoadBatch(
+            square_store, frames=2, image_size=32, depth_size=8, caption_probability=0.0, context_length=77, train=train, **changes
+        )  # fmt: skip
+        return loader([(index, 7) for index in range(16)])
+
+    plain, still, some = load(), load(still_probability=1.0), load(still_probability=0.5)
+    for name in ("video", "depth", "depth_valid"):
+        assert torch.equal(still[name], plain[name][:, :1].expand_as(plain[name]))
+    moved = [not torch.equal(a, b) for a, b in zip(some["video"], still["video"], strict=True)]
+    assert 0 < sum(moved) < 16
+    coloured = load(colour_jitter=0.3)
+    assert torch.equal(coloured["depth"], plain["depth"]) and coloured["video"].dtype == torch.uint8
+    assert not torch.equal(coloured["video"], plain["video"]) and torch.equal(
+        coloured["video"], load(colour_jitter=0.3)["video"]
+    )
+    held_out = load(train=False)
+    for name, value in load(train=False, still_probability=1.0, colour_jitter=0.3).items():
+        assert torch.equal(value, held_out[name])
+    video = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, -1)
+    assert np.array_equal(jitter_colour(video, 0.0, np.random.default_rng(0)), video)
+    changed = jitter_colour(video, 0.2, np.random.default_rng(0)).reshape(256, 3).astype(int)
+    assert (np.diff(changed, axis=0) >= 0).all() and len({tuple(column) for column in changed.T}) == 3
 
 
 def test_worker_processes_give_what_the_thread_gives(square_store) -> None:

@@ -101,6 +101,7 @@ def test_micro_batches_are_the_batch(
         depth_weight=1.3,
         contrastive=contrastive,
         depth_error=error,
+        depth_edges=0.4,
         deep_supervision=deep,
         mask_duplicates=duplicates,
     )

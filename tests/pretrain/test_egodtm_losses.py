@@ -1,5 +1,6 @@
 """The objectives against plain slow versions, their gradients, and what must not matter to them."""
 
+import itertools
 import math
 
 import numpy as np
@@ -9,7 +10,15 @@ import torch.nn.functional as F
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pretrain.egodtm.depth_losses import DEPTH_ERRORS, DEPTH_LOSSES, depth_divisor, masked_depth_loss, silog
+from pretrain.egodtm.depth_losses import (
+    DEPTH_ERRORS,
+    DEPTH_LOSSES,
+    EDGE_DISTANCES,
+    depth_divisor,
+    edge_error,
+    masked_depth_loss,
+    silog,
+)
 from pretrain.egodtm.losses import CONTRASTIVE, contrastive_loss, info_nce
 
 SEEDS = st.integers(0, 10_000)
@@ -277,12 +286,37 @@ def test_silog_at_variance_focus_1_does_not_see_the_scale(seed: int, scale: floa
     torch.testing.assert_close(inverted, silog(p, t[0], valid, epsilon=0.0))
 
 
+def test_edges_are_the_plain_sum_over_pairs_of_pixels() -> None:
+    stages, target, valid = made_depth(5)
+    residual = (stages - target).flatten(1, 2)
+    known = valid.flatten(0, 1)
+    frames, rows, columns = known.shape
+    expected = torch.zeros(len(stages), frames, dtype=stages.dtype)
+    for n, y, x, distance in itertools.product(range(frames), range(rows), range(columns), EDGE_DISTANCES):
+        for y2, x2 in ((y + distance, x), (y, x + distance)):
+            if y2 < rows and x2 < columns and known[n, y, x] and known[n, y2, x2]:
+                expected[:, n] += (residual[:, n, y2, x2] - residual[:, n, y, x]).abs()
+    found = edge_error(stages.flatten(1, 2), target.flatten(0, 1), known)
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(
+        edge_error(target.flatten(0, 1)[None] + 0.25, target.flatten(0, 1), known).round(decimals=6), 0 * found[:1]
+    )
+    plain, with_edges = (
+        masked_depth_loss(stages, target, valid, error="l1", deep_supervision=True, edges=edges) for edges in (0.0, 0.3)
+    )
+    torch.testing.assert_close(
+        with_edges[0].double(), plain[0].double() + 0.3 * expected.sum(1).mean() / valid.sum(), rtol=1e-5, atol=1e-6
+    )
+    assert torch.equal(with_edges[1], plain[1])
+
+
+@pytest.mark.parametrize("edges", [0.0, 0.7])
 @pytest.mark.parametrize("error", DEPTH_ERRORS)
-def test_parts_of_a_batch_add_up(error: str) -> None:
+def test_parts_of_a_batch_add_up(error: str, edges: float) -> None:
     stages, target, valid = made_depth(11)
     divisor = depth_divisor(target, valid)
     assert divisor == valid.sum()
-    whole = masked_depth_loss(stages, target, valid, error=error, deep_supervision=True)
+    whole = masked_depth_loss(stages, target, valid, error=error, deep_supervision=True, edges=edges)
     parts = [
         masked_depth_loss(
             stages[:, i : i + 1],
@@ -290,6 +324,7 @@ def test_parts_of_a_batch_add_up(error: str) -> None:
             valid[i : i + 1],
             error=error,
             deep_supervision=True,
+            edges=edges,
             divisor=divisor,
         )
         for i in range(2)

@@ -6,7 +6,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.egodtm.depth_decoder import DepthDecoder, DepthDecoderConfig, bin_edges_and_centres, compose_depth, paint
+from pretrain.egodtm.depth_decoder import (
+    DepthDecoder,
+    DepthDecoderConfig,
+    LinearDepth,
+    bin_edges_and_centres,
+    compose_depth,
+    paint,
+)
 from pretrain.egodtm.depth_losses import DEPTH_ERRORS
 from pretrain.egodtm.encoder import random_encoder
 from pretrain.egodtm.lean_depth import paint_lean
@@ -116,6 +123,26 @@ def test_every_parameter_gets_a_gradient_at_every_scale(scale: int, contrastive:
     loss_of(model, batch_for(model), contrastive=contrastive)[0].backward()
     assert without_gradient(model) == []
     assert model.log_scale.requires_grad == (contrastive == "siglip")
+
+
+def test_every_parameter_gets_a_gradient_through_the_linear_head() -> None:
+    model = nano(depth_head="linear", token_noise=1.5)
+    loss_of(model, batch_for(model), depth_edges=0.5)[0].backward()
+    assert without_gradient(model) == []
+    # Noise on the tokens is for training alone, and each call draws its own.
+    tokens = torch.randn(2, model.video.spec.tokens, model.config.video.width)
+    first, second = model.predict_depth(tokens), model.predict_depth(tokens)
+    model.eval()
+    assert not torch.equal(first, second) and torch.equal(model.predict_depth(tokens), model.predict_depth(tokens))
+
+
+def test_linear_depth_paints_each_token_on_its_own_pixels() -> None:
+    head = LinearDepth(4, 2)
+    tokens = torch.randn(3, 2, 3, 5, 4)
+    depth = head(tokens)
+    assert depth.shape == (3, 2, 6, 10)
+    own = head.project(tokens[1, 0, 2, 3]).sigmoid().unflatten(-1, (2, 2))
+    torch.testing.assert_close(depth[1, 0, 4:6, 6:8], own)
 
 
 @pytest.mark.slow
