@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 
 from pretrain.batches import SampleId
 from pretrain.clips.dataset import ClipDataset
@@ -16,11 +16,18 @@ from pretrain.egodtm.text import tokenize
 _VALIDATION_SEED = 20250303
 
 
+# How inverse depth comes into [0, 1]. "range": the nearest and the farthest pixel are 1 and 0, as teachers of relative depth give it.
+# "spread": the clip's mean is 1/2 and SPREADS mean deviations from it are 0 and 1, so that a finger close to the camera does not decide
+# what all else is worth.
+DEPTH_SCALINGS = ("range", "spread")
+SPREADS = 3.0
+
+
 class LoadBatch:
     """Sample ids to a batch; a pure function of them, and picklable for worker processes.
 
     A batch has "video" uint8[B, T, H, W, 3], "text_ids" int64[B, L], and with depth "depth" float32[B, T, h, w] in [0, 1]
-    (inverse depth) and "depth_valid" bool[B, T, h, w].
+    (inverse depth, scaled as `depth_scaling` says) and "depth_valid" bool[B, T, h, w].
 
     Args:
         depth_size: side of the depth maps; 0 leaves depth out.
@@ -28,6 +35,7 @@ class LoadBatch:
             and step, as the published log's single contrastive loss says; the published probability is not known.
         train: random frame times, crops and captions; else the middle frames, the centre, and the narration.
         still_probability: chance that all frames of a clip are its first one, as a policy repeats what it has.
+        depth_scaling: of DEPTH_SCALINGS.
         colour_jitter: strength of random light and colour, one a clip, see `jitter_colour`. Both only with `train`.
     """
 
@@ -41,6 +49,7 @@ class LoadBatch:
         caption_probability: float,
         context_length: int,
         train: bool,
+        depth_scaling: str = DEPTH_SCALINGS[0],
         still_probability: float = 0.0,
         colour_jitter: float = 0.0,
     ) -> None:
@@ -53,6 +62,7 @@ class LoadBatch:
             fields=("video", "depth", "text") if depth_size else ("video", "text"),
         )
         self.caption_probability = caption_probability if train else 0.0
+        self.depth_scaling = depth_scaling
         self.still_probability = still_probability if train else 0.0
         self.colour_jitter = colour_jitter if train else 0.0
         self.context_length = context_length
@@ -80,9 +90,20 @@ class LoadBatch:
             for name in ("video", "depth", "depth_valid"):
                 if name in sample:
                     sample[name] = sample[name][:1].expand_as(sample[name])
+        if self.with_depth and self.depth_scaling == "spread":
+            sample["depth"] = by_spread(sample["depth"], sample["depth_valid"])
         if self.colour_jitter:
             sample["video"] = torch.from_numpy(jitter_colour(sample["video"].numpy(), self.colour_jitter, random))
         return sample
+
+
+def by_spread(depth: Float[torch.Tensor, "T h w"], valid: Bool[torch.Tensor, "T h w"]) -> Float[torch.Tensor, "T h w"]:
+    """Values of any scale and offset to [0, 1], see DEPTH_SCALINGS; 1/2 throughout where they do not vary, 0 where they are not valid."""
+    count = valid.sum().clamp(min=1)
+    centred = torch.where(valid, depth, 0.0)
+    centred = torch.where(valid, depth - centred.sum() / count, 0.0)
+    spread = centred.abs().sum() / count
+    return torch.where(valid, (0.5 + centred / (2 * SPREADS * spread.clamp(min=1e-6))).clamp(0, 1), 0.0)
 
 
 def jitter_colour(

@@ -15,7 +15,7 @@ from pretrain.batches import BatchPlan
 from pretrain.checkpoints import Progress
 from pretrain.clips.dataset import ClipDataset
 from pretrain.clips.store import ClipStore, open_store
-from pretrain.egodtm.data import LoadBatch, split_clips
+from pretrain.egodtm.data import DEPTH_SCALINGS, LoadBatch, split_clips
 from pretrain.egodtm.depth_decoder import DEPTH_HEADS, DepthDecoderConfig
 from pretrain.egodtm.depth_losses import DEPTH_ERRORS
 from pretrain.egodtm.gradcache import GradCache
@@ -56,7 +56,7 @@ class PretrainConfig:
         contrastive_weight: weight of the contrastive loss; 0 leaves the texts out.
         depth_weight: weight of the depth loss; 0 trains the no-depth twin, without the decoder.
         depth_error, depth_edges, deep_supervision, mask_duplicates: see LossConfig.
-        still_probability, colour_jitter: of the clips, see LoadBatch.
+        depth_scaling, still_probability, colour_jitter: of the clips, see LoadBatch.
         caption_probability: chance that an enriched caption replaces the narration; 0 trains the no-enriched twin.
         val_fraction: share of the clips held out to test against chance at the end; 0 skips that.
         snapshots: numbers of clips seen, each rounded to whole steps, at which the encoder and the model are also saved,
@@ -87,6 +87,7 @@ class PretrainConfig:
     depth_weight: float = 1.0
     depth_error: str = DEPTH_ERRORS[0]
     depth_edges: float = 0.0
+    depth_scaling: str = DEPTH_SCALINGS[0]
     deep_supervision: bool = True
     mask_duplicates: bool = True
     caption_probability: float = 0.5
@@ -108,6 +109,8 @@ class PretrainConfig:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
         if any(clips < 1 for clips in self.snapshots):
             raise ValueError(f"snapshots: expected numbers of clips of at least 1, got {list(self.snapshots)}")
+        if self.depth_scaling not in DEPTH_SCALINGS:
+            raise ValueError(f"depth_scaling: expected one of {', '.join(DEPTH_SCALINGS)}, got {self.depth_scaling!r}")
         if self.colour_jitter < 0:
             raise ValueError(f"colour_jitter: expected at least 0, got {self.colour_jitter}")
         for name in ("caption_probability", "still_probability", "val_fraction"):
@@ -194,6 +197,7 @@ _LATER_FIELDS = (
     "depth_edges",
     "depth_head",
     "depth_memory",
+    "depth_scaling",
     "init",
     "layers",
     "snapshots",
@@ -249,6 +253,7 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
             caption_probability=config.caption_probability,
             context_length=model_config.text.context_length,
             train=train,
+            depth_scaling=config.depth_scaling,
             still_probability=config.still_probability,
             colour_jitter=config.colour_jitter,
         )

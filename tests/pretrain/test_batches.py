@@ -108,6 +108,25 @@ def test_still_clips_and_random_colours(square_store) -> None:
     assert (np.diff(changed, axis=0) >= 0).all() and len({tuple(column) for column in changed.T}) == 3
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.floats(0.1, 10), st.floats(-5, 5))
+def test_depth_by_its_spread_does_not_see_scale_and_offset(seed: int, scale: float, offset: float) -> None:
+    import torch
+
+    from pretrain.egodtm.data import by_spread
+
+    random = torch.Generator().manual_seed(seed)
+    depth = torch.rand(2, 6, 6, generator=random)
+    valid = torch.rand(2, 6, 6, generator=random) > 0.3
+    found = by_spread(depth, valid)
+    assert 0 <= found.min() and found.max() <= 1 and (found[~valid] == 0).all()
+    torch.testing.assert_close(by_spread(scale * depth + offset, valid), found, atol=1e-4, rtol=0)
+    kept = depth[valid]
+    expected = (0.5 + (kept - kept.mean()) / (6 * (kept - kept.mean()).abs().mean())).clamp(0, 1)
+    torch.testing.assert_close(found[valid], expected, atol=1e-5, rtol=0)
+    assert (by_spread(torch.ones(2, 6, 6), valid)[valid] == 0.5).all()
+
+
 def test_worker_processes_give_what_the_thread_gives(square_store) -> None:
     import torch
 
