@@ -119,7 +119,7 @@ def test_depth_by_its_spread_does_not_see_scale_and_offset(seed: int, scale: flo
     depth = torch.rand(2, 6, 6, generator=random)
     valid = torch.rand(2, 6, 6, generator=random) > 0.3
     found = by_spread(depth, valid)
-    assert 0 <= found.min() and found.max() <= 1 and (found[~valid] == 0).all()
+    assert found.min() >= 0 and found.max() <= 1 and (found[~valid] == 0).all()
     torch.testing.assert_close(by_spread(scale * depth + offset, valid), found, atol=1e-4, rtol=0)
     kept = depth[valid]
     expected = (0.5 + (kept - kept.mean()) / (6 * (kept - kept.mean()).abs().mean())).clamp(0, 1)
