@@ -42,8 +42,8 @@ class EgoDTMConfig:
     contrastive: a row of CONTRASTIVE. "infonce" has the published frozen temperature; "siglip" learns its scale, from
     1 / temperature, and a bias.
     depth_head: of DEPTH_HEADS. "linear" needs the decoder's scale alone.
-    token_noise: while training the depth head reads the tokens with Gaussian noise of so many times each channel's standard
-    deviation in the batch: what it needs must then stand out in them, for whoever reads them with few examples.
+    token_noise: standard deviation of Gaussian noise on the normalised tokens that the depth head reads while training: what it
+    needs must then stand out in them, for whoever reads them with few examples.
     """
 
     video: VideoViTConfig = dataclasses.field(default_factory=VideoViTConfig)
@@ -158,8 +158,7 @@ class EgoDTM(nn.Module):
         """Patch tokens of the video tower to inverse depth."""
         frames, rows, columns = self.video.spec.grid
         if self.config.token_noise and self.training:
-            deviation = tokens.detach().flatten(0, -2).float().std(dim=0)
-            tokens = tokens + (self.config.token_noise * deviation * torch.randn_like(tokens)).to(tokens.dtype)
+            tokens = tokens + self.config.token_noise * torch.randn_like(tokens)
         if isinstance(self.decoder, LinearDepth):
             return self.decoder(tokens.unflatten(1, (frames, rows, columns)))[None]
         assert self.patch_projection is not None and self.pyramid is not None and self.decoder is not None
