@@ -37,6 +37,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         image_size: H = W of the video in px.
         depth_size: h = w of the depth in px; None = half of ``image_size``.
         train: random frame times and crops; else the middle frames and the largest central square.
+        crop_area: least share of the image's area that a random crop takes; the most is all of it.
         fields: what to decode, of "video", "depth" and "text".
 
     Raises:
@@ -51,6 +52,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         image_size: int = 112,
         depth_size: int | None = None,
         train: bool = True,
+        crop_area: float = CROP_SCALE[0],
         fields: Sequence[str] = SAMPLE_FIELDS,
     ) -> None:
         self.store = store if isinstance(store, ClipStore) else open_store(store)
@@ -58,10 +60,13 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.image_size = image_size
         self.depth_size = image_size // 2 if depth_size is None else depth_size
         self.train = train
+        self.crop_area = crop_area
         self.fields = tuple(fields)
         unknown = sorted(set(fields) - set(SAMPLE_FIELDS))
         if unknown or not fields:
             raise ValueError(f"fields {unknown or '()'} of ClipDataset: expected some of {', '.join(SAMPLE_FIELDS)}")
+        if not 0 < crop_area <= CROP_SCALE[1]:
+            raise ValueError(f"crop_area of ClipDataset is {crop_area}: expected above 0 and at most {CROP_SCALE[1]}")
         for name in ("frames", "image_size", "depth_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} of ClipDataset is {getattr(self, name)}: expected 1 or more")
@@ -95,7 +100,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         seen = self.store.read(index, wanted, frames=chosen.tolist(), missing_ok=True)
         sized = seen.depth if seen.rgb is None else seen.rgb
         height, width = (1, 1) if sized is None else sized.shape[1:3]
-        crop = choose_crop(height, width, random if self.train else None)
+        crop = choose_crop(height, width, random if self.train else None, self.crop_area)
 
         sample: dict[str, Any] = {
             "key": clip.key,
@@ -153,12 +158,13 @@ def choose_frames(n_frames: int, frames: int, random: np.random.Generator | None
     return np.minimum((np.arange(frames) + offsets) * n_frames / frames, n_frames - 1).astype(np.int64)
 
 
-def choose_crop(height: int, width: int, random: np.random.Generator | None) -> Crop:
-    """A random resized crop (area in CROP_SCALE, shape in CROP_RATIO), or the largest central square without ``random``."""
+def choose_crop(height: int, width: int, random: np.random.Generator | None, least_area: float = CROP_SCALE[0]) -> Crop:
+    """A random resized crop (area from ``least_area`` to CROP_SCALE's most, shape in CROP_RATIO), or the largest central square
+    without ``random``."""
     side = min(height, width)
     if random is not None:
         for _ in range(10):
-            area = random.uniform(*CROP_SCALE) * height * width
+            area = random.uniform(least_area, CROP_SCALE[1]) * height * width
             ratio = np.exp(random.uniform(*np.log(CROP_RATIO)))
             crop_height, crop_width = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
             if 0 < crop_height <= height and 0 < crop_width <= width:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 
 from pretrain.batches import SampleId
-from pretrain.clips.dataset import ClipDataset
+from pretrain.clips.dataset import CROP_SCALE, ClipDataset
 from pretrain.egodtm.text import tokenize
 
 # Clips that validation looks at are the same for every seed, so that runs can be compared on them.
@@ -34,6 +34,7 @@ class LoadBatch:
         caption_probability: chance that a clip's narration is replaced by one of its enriched captions. One text a clip
             and step, as the published log's single contrastive loss says; the published probability is not known.
         train: random frame times, crops and captions; else the middle frames, the centre, and the narration.
+        crop_area: see ClipDataset.
         still_probability: chance that all frames of a clip are its first one, as a policy repeats what it has.
         depth_scaling: of DEPTH_SCALINGS.
         colour_jitter: strength of random light and colour, one a clip, see `jitter_colour`. Both only with `train`.
@@ -50,6 +51,7 @@ class LoadBatch:
         context_length: int,
         train: bool,
         depth_scaling: str = DEPTH_SCALINGS[0],
+        crop_area: float = CROP_SCALE[0],
         still_probability: float = 0.0,
         colour_jitter: float = 0.0,
     ) -> None:
@@ -59,6 +61,7 @@ class LoadBatch:
             image_size=image_size,
             depth_size=depth_size or None,
             train=train,
+            crop_area=crop_area,
             fields=("video", "depth", "text") if depth_size else ("video", "text"),
         )
         self.caption_probability = caption_probability if train else 0.0

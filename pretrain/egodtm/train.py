@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pretrain.artifact import atomic_write_text, save_artifact, sha256_file
 from pretrain.batches import BatchPlan
 from pretrain.checkpoints import Progress
-from pretrain.clips.dataset import ClipDataset
+from pretrain.clips.dataset import CROP_SCALE, ClipDataset
 from pretrain.clips.store import ClipStore, open_store
 from pretrain.egodtm.data import DEPTH_SCALINGS, LoadBatch, split_clips
 from pretrain.egodtm.depth_decoder import DEPTH_HEADS, DepthDecoderConfig
@@ -56,7 +56,7 @@ class PretrainConfig:
         contrastive_weight: weight of the contrastive loss; 0 leaves the texts out.
         depth_weight: weight of the depth loss; 0 trains the no-depth twin, without the decoder.
         depth_error, depth_edges, deep_supervision, mask_duplicates: see LossConfig.
-        depth_scaling, still_probability, colour_jitter: of the clips, see LoadBatch.
+        depth_scaling, crop_area, still_probability, colour_jitter: of the clips, see LoadBatch.
         caption_probability: chance that an enriched caption replaces the narration; 0 trains the no-enriched twin.
         val_fraction: share of the clips held out to test against chance at the end; 0 skips that.
         snapshots: numbers of clips seen, each rounded to whole steps, at which the encoder and the model are also saved,
@@ -91,6 +91,7 @@ class PretrainConfig:
     deep_supervision: bool = True
     mask_duplicates: bool = True
     caption_probability: float = 0.5
+    crop_area: float = CROP_SCALE[0]
     still_probability: float = 0.0
     colour_jitter: float = 0.0
     val_fraction: float = 0.1
@@ -111,6 +112,8 @@ class PretrainConfig:
             raise ValueError(f"snapshots: expected numbers of clips of at least 1, got {list(self.snapshots)}")
         if self.depth_scaling not in DEPTH_SCALINGS:
             raise ValueError(f"depth_scaling: expected one of {', '.join(DEPTH_SCALINGS)}, got {self.depth_scaling!r}")
+        if not 0 < self.crop_area <= 1:
+            raise ValueError(f"crop_area: expected above 0 and at most 1, got {self.crop_area}")
         if self.colour_jitter < 0:
             raise ValueError(f"colour_jitter: expected at least 0, got {self.colour_jitter}")
         for name in ("caption_probability", "still_probability", "val_fraction"):
@@ -194,6 +197,7 @@ _LATER_FIELDS = (
     "colour_jitter",
     "contrastive",
     "contrastive_weight",
+    "crop_area",
     "depth_edges",
     "depth_head",
     "depth_memory",
@@ -254,6 +258,7 @@ def _train(config: PretrainConfig, store: ClipStore, fabric: Fabric) -> None:
             context_length=model_config.text.context_length,
             train=train,
             depth_scaling=config.depth_scaling,
+            crop_area=config.crop_area,
             still_probability=config.still_probability,
             colour_jitter=config.colour_jitter,
         )
