@@ -38,6 +38,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         depth_size: h = w of the depth in px; None = half of ``image_size``.
         train: random frame times and crops; else the middle frames and the largest central square.
         crop_area: least share of the image's area that a random crop takes; the most is all of it.
+        still_probability: chance, with ``train``, that all frames are the first one chosen, as a policy repeats what it has.
         fields: what to decode, of "video", "depth" and "text".
 
     Raises:
@@ -53,6 +54,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         depth_size: int | None = None,
         train: bool = True,
         crop_area: float = CROP_SCALE[0],
+        still_probability: float = 0.0,
         fields: Sequence[str] = SAMPLE_FIELDS,
     ) -> None:
         self.store = store if isinstance(store, ClipStore) else open_store(store)
@@ -61,6 +63,7 @@ class ClipDataset(Dataset[dict[str, Any]]):
         self.depth_size = image_size // 2 if depth_size is None else depth_size
         self.train = train
         self.crop_area = crop_area
+        self.still_probability = still_probability if train else 0.0
         self.fields = tuple(fields)
         unknown = sorted(set(fields) - set(SAMPLE_FIELDS))
         if unknown or not fields:
@@ -93,6 +96,9 @@ class ClipDataset(Dataset[dict[str, Any]]):
         clip = self.store.read(index, ("rgb_times_s", *texts))
         assert clip.rgb_times_s is not None
         chosen = choose_frames(len(clip.rgb_times_s), self.frames, random if self.train else None)
+        # A stream of its own: it does not move the crops.
+        if self.still_probability and np.random.default_rng([seed, index, 1]).random() < self.still_probability:
+            chosen = np.full_like(chosen, chosen[0])
         wanted = ["rgb"] if "video" in self.fields else []
         if "depth" in self.fields and "depth" in self.store.manifest["modalities"]:
             wanted.append("depth")

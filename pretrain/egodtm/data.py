@@ -34,10 +34,9 @@ class LoadBatch:
         caption_probability: chance that a clip's narration is replaced by one of its enriched captions. One text a clip
             and step, as the published log's single contrastive loss says; the published probability is not known.
         train: random frame times, crops and captions; else the middle frames, the centre, and the narration.
-        crop_area: see ClipDataset.
-        still_probability: chance that all frames of a clip are its first one, as a policy repeats what it has.
         depth_scaling: of DEPTH_SCALINGS.
-        colour_jitter: strength of random light and colour, one a clip, see `jitter_colour`. Both only with `train`.
+        crop_area, still_probability: see ClipDataset.
+        colour_jitter: strength of random light and colour with `train`, one a clip, see `jitter_colour`.
     """
 
     def __init__(
@@ -62,17 +61,17 @@ class LoadBatch:
             depth_size=depth_size or None,
             train=train,
             crop_area=crop_area,
+            still_probability=still_probability,
             fields=("video", "depth", "text") if depth_size else ("video", "text"),
         )
         self.caption_probability = caption_probability if train else 0.0
         self.depth_scaling = depth_scaling
-        self.still_probability = still_probability if train else 0.0
         self.colour_jitter = colour_jitter if train else 0.0
         self.context_length = context_length
         self.with_depth = depth_size > 0
 
     def __call__(self, ids: Sequence[SampleId]) -> dict[str, Any]:
-        samples = [self._changed(self.dataset.sample(index, seed), index, seed) for index, seed in ids]
+        samples = [self._sample(index, seed) for index, seed in ids]
         texts = [
             choose_text(sample["narration"], sample["captions"], self.caption_probability, seed)
             for sample, (_, seed) in zip(samples, ids, strict=True)
@@ -86,16 +85,13 @@ class LoadBatch:
             batch["depth_valid"] = torch.stack([sample["depth_valid"] for sample in samples])
         return batch
 
-    def _changed(self, sample: dict[str, Any], index: int, seed: int) -> dict[str, Any]:
-        # Apart from the streams that crop the same clip and choose its text.
-        random = np.random.default_rng([seed, index, 2])
-        if self.still_probability and random.random() < self.still_probability:
-            for name in ("video", "depth", "depth_valid"):
-                if name in sample:
-                    sample[name] = sample[name][:1].expand_as(sample[name])
+    def _sample(self, index: int, seed: int) -> dict[str, Any]:
+        sample = self.dataset.sample(index, seed)
         if self.with_depth and self.depth_scaling == "spread":
             sample["depth"] = by_spread(sample["depth"], sample["depth_valid"])
         if self.colour_jitter:
+            # Apart from the streams that crop the same clip and choose its text.
+            random = np.random.default_rng([seed, index, 2])
             sample["video"] = torch.from_numpy(jitter_colour(sample["video"].numpy(), self.colour_jitter, random))
         return sample
 

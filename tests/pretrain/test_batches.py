@@ -90,8 +90,10 @@ def test_still_clips_and_random_colours(square_store) -> None:
         return loader([(index, 7) for index in range(16)])
 
     plain, still, some = load(), load(still_probability=1.0), load(still_probability=0.5)
-    for name in ("video", "depth", "depth_valid"):
+    # Depth is scaled by what is seen: not by a frame that has been left out.
+    for name in ("video", "depth_valid"):
         assert torch.equal(still[name], plain[name][:, :1].expand_as(plain[name]))
+    assert torch.equal(still["depth"][:, 0], still["depth"][:, 1])
     moved = [not torch.equal(a, b) for a, b in zip(some["video"], still["video"], strict=True)]
     assert 0 < sum(moved) < 16
     coloured = load(colour_jitter=0.3)
