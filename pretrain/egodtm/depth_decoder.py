@@ -44,7 +44,14 @@ DEPTH_HEADS = ("queries", "linear")
 
 
 class LinearDepth(nn.Module):
-    """Each patch token to the inverse depth of its own scale x scale pixels, through one linear layer and a sigmoid."""
+    """Each patch token to the inverse depth of its own scale x scale pixels, through one linear layer.
+
+    Without a sigmoid, which a head under noise drives into saturation: there the noise is gone, and with it all that is to be learned.
+    The layer's unit is the mean deviation of depth scaled by its spread, so that its weights need not shrink first.
+    """
+
+    # Of the layer's output in inverse depth, beside a mean of 1/2: what one mean deviation is with depth_scaling=spread.
+    UNIT = 1 / 6
 
     def __init__(self, width: int, scale: int) -> None:
         super().__init__()
@@ -52,8 +59,8 @@ class LinearDepth(nn.Module):
         self.project = nn.Linear(width, scale * scale)
 
     def forward(self, tokens: Float[Tensor, "B T h w D"]) -> Float[Tensor, "B T H W"]:
-        """Inverse depth in (0, 1), near = large; H = scale * h."""
-        pixels = self.project(tokens).sigmoid().unflatten(-1, (self.scale, self.scale))
+        """Inverse depth about 1/2, near = large, not bounded; H = scale * h."""
+        pixels = (0.5 + self.UNIT * self.project(tokens)).unflatten(-1, (self.scale, self.scale))
         return pixels.permute(0, 1, 2, 4, 3, 5).flatten(4, 5).flatten(2, 3)
 
 

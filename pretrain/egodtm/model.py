@@ -103,7 +103,8 @@ DECODER_SIZES: dict[str, dict[str, Any]] = {
 
 @dataclass
 class EgoDTMOutput:
-    """video, text: L2-normalised joint embeddings. depth: inverse depth in (0, 1) of each stage, None without decoder."""
+    """video, text: L2-normalised joint embeddings. depth: inverse depth of each stage, in (0, 1) but for the linear head, None
+    without decoder."""
 
     video: Float[Tensor, "B E"]
     text: Float[Tensor, "B E"]

@@ -141,7 +141,7 @@ def test_linear_depth_paints_each_token_on_its_own_pixels() -> None:
     tokens = torch.randn(3, 2, 3, 5, 4)
     depth = head(tokens)
     assert depth.shape == (3, 2, 6, 10)
-    own = head.project(tokens[1, 0, 2, 3]).sigmoid().unflatten(-1, (2, 2))
+    own = (0.5 + head.UNIT * head.project(tokens[1, 0, 2, 3])).unflatten(-1, (2, 2))
     torch.testing.assert_close(depth[1, 0, 4:6, 6:8], own)
 
 
