@@ -83,6 +83,18 @@ def test_the_log_has_every_step_and_the_loss_falls(finished: PretrainConfig) -> 
     assert scores["clips"] == 3 and 0 < scores["retrieval_chance"] <= 1 and scores["depth_mse_mean"] > 0
 
 
+def test_depth_is_learned_through_noise_by_the_linear_head(square_store: Path, tmp_path: Path) -> None:
+    recipe = {"depth_head": "linear", "token_noise": 2.0, "depth_scaling": "spread", "depth_edges": 0.5, "depth_weight": 10.0}
+    clips = {"crop_area": 0.7, "colour_jitter": 0.25, "still_probability": 0.5}
+    trainer = {"steps": 200, "learning_rate": 0.003}
+    run(config_for(square_store, tmp_path / "run", trainer=trainer, contrastive_weight=0.1, layers=2, stem="conv", **recipe, **clips))
+    rows = read_metrics(tmp_path / "run/metrics.jsonl")
+    # A constant map is a mean deviation away on average, a sixth of the range; a head that flees the noise is half of the range away.
+    assert sum(row["depth"] for row in rows[-20:]) / 20 < 1 / 6
+    scores = json.loads((tmp_path / "run/validation.json").read_text())
+    assert scores["depth_mse"] < 0.25
+
+
 def test_a_finished_run_says_so(finished: PretrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     before = weights_sha256(finished.out)
     began = time.monotonic()
@@ -281,6 +293,10 @@ def test_wrong_settings_are_named(square_store: Path, tmp_path: Path) -> None:
         PretrainConfig(data="x", out="x", image_size=100)
     with pytest.raises(ValueError, match="caption_probability: expected a number from 0 to 1, got 2"):
         PretrainConfig(data="x", out="x", caption_probability=2)
+    with pytest.raises(ValueError, match="depth_error: silog takes logarithms"):
+        PretrainConfig(data="x", out="x", depth_head="linear", depth_error="silog")
+    with pytest.raises(ValueError, match="colour_jitter: expected at least 0, got -1"):
+        PretrainConfig(data="x", out="x", colour_jitter=-1)
     with pytest.raises(FileNotFoundError):
         run(config_for(tmp_path / "nowhere", tmp_path / "out"))
     with pytest.raises(ValueError, match="batch_size=64 is more than the 29 clips"):
