@@ -115,7 +115,9 @@ class PretrainConfig:
         if not 0 < self.crop_area <= 1:
             raise ValueError(f"crop_area: expected above 0 and at most 1, got {self.crop_area}")
         if self.depth_head == "linear" and self.depth_error == "silog":
-            raise ValueError("depth_error: silog takes logarithms, and depth_head=linear can be below 0; use l1, mse, ssi or ssi_trimmed")
+            raise ValueError(
+                "depth_error: silog takes logarithms, and depth_head=linear can be below 0; use l1, mse, ssi or ssi_trimmed"
+            )
         if self.colour_jitter < 0:
             raise ValueError(f"colour_jitter: expected at least 0, got {self.colour_jitter}")
         for name in ("caption_probability", "still_probability", "val_fraction"):

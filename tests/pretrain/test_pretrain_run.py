@@ -84,10 +84,27 @@ def test_the_log_has_every_step_and_the_loss_falls(finished: PretrainConfig) -> 
 
 
 def test_depth_is_learned_through_noise_by_the_linear_head(square_store: Path, tmp_path: Path) -> None:
-    recipe = {"depth_head": "linear", "token_noise": 2.0, "depth_scaling": "spread", "depth_edges": 0.5, "depth_weight": 10.0}
+    recipe = {
+        "depth_head": "linear",
+        "token_noise": 2.0,
+        "depth_scaling": "spread",
+        "depth_edges": 0.5,
+        "depth_weight": 10.0,
+    }
     clips = {"crop_area": 0.7, "colour_jitter": 0.25, "still_probability": 0.5}
     trainer = {"steps": 200, "learning_rate": 0.003}
-    run(config_for(square_store, tmp_path / "run", trainer=trainer, contrastive_weight=0.1, layers=2, stem="conv", **recipe, **clips))
+    run(
+        config_for(
+            square_store,
+            tmp_path / "run",
+            trainer=trainer,
+            contrastive_weight=0.1,
+            layers=2,
+            stem="conv",
+            **recipe,
+            **clips,
+        )
+    )
     rows = read_metrics(tmp_path / "run/metrics.jsonl")
     # A constant map is a mean deviation away on average, a sixth of the range; a head that flees the noise is half of the range away.
     assert sum(row["depth"] for row in rows[-20:]) / 20 < 1 / 6
