@@ -43,6 +43,7 @@ class StudyRow:
         state_keys: None: proprioception.
         steps, batch_size, lr, precision: of training; None: the study's. Networks that are trained end to end cost far more a step and bear
             a smaller learning rate.
+        noise: of the linear read-out; None: the study's. A row beside one of the same encoder shows what the head costs it.
     """
 
     encoder: str
@@ -52,6 +53,7 @@ class StudyRow:
     batch_size: int | None = None
     lr: float | None = None
     precision: str | None = None
+    noise: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,6 +320,8 @@ def _train_config(config: StudyConfig, unit: Unit) -> TrainConfig:
             chunk_steps = execute_steps = max(1, round(config.look_every_s * demos.env_spec.control_hz))
         rows_every = max(1, chunk_steps // config.rows_a_look)
     backbone = replace(config.train.backbone, readout=unit.readout, adaptation=row.adaptation)
+    if row.noise is not None:
+        backbone = replace(backbone, noise=row.noise)
     return replace(
         config.train,
         demos=str(paths.demos(unit.task)),
