@@ -243,12 +243,13 @@ def _card(config: ArmsConfig, arm: str, whole: Artifact, ends: Path) -> str:
         f" Squared error of inverse depth {report['depth_mse']:.4f}, of the per-pixel mean {report['depth_mse_mean']:.4f}."
     )  # fmt: skip
     parameters = sum(tensor.numel() for tensor in whole.tensors.values())
+    sees = "one image" if spec["frames"] == 1 else f"{spec['frames']} frames at {spec['fps']:g} Hz"
     return "\n".join(
         [
             f"# {whole.name} ({arm})",
             "",
-            f"- **What**: EgoDTM's video tower, {parameters / 1e6:.1f} M parameters in fp16; {spec['frames']} frames of {spec['image_size']} px at {spec['fps']:g} "
-            f"Hz; tokens {tuple(spec['grid'])} of width {spec['embed_dim']}, and a pooled feature.",
+            f"- **What**: EgoDTM's video tower, {parameters / 1e6:.1f} M parameters in fp16; {sees} of {spec['image_size']} px; "
+            f"tokens {tuple(spec['grid'])} of width {spec['embed_dim']}, and a pooled feature.",
             f"- **Use**: `egoarm train encoder={whole.name} ...`; `encoder=random:{whole.name}` is the same network with fresh weights, the fair control.",
             f"- **Data**: {config.clips.n:,} synthetic egocentric clips (seed {config.clips.seed}), made by EgoArm itself; no real video, no weights of others.",
             f"- **Training**: {_start(config, arm)}{config.samples_of(arm):,} clips seen, {whole.provenance['wall_time_s'] / 3600:.1f} h of {_machine(whole)}, commit {(whole.provenance['git_sha'] or 'unknown')[:12]}, seed {setting.seed}.",

@@ -28,6 +28,9 @@ from policies.policy import POLICIES, Policy, PolicySpec, load_policy
 from policies.readouts import READOUTS
 from policies.train import TrainConfig, run
 from pretrain.artifact import load_artifact, sha256_file
+from pretrain.egodtm.encoder import EgoDTMEncoder
+from pretrain.egodtm.video_vit import VideoViTConfig
+from pretrain.encoder import save_encoder
 
 CONFIG = TrainConfig(
     policy="bc", encoder="none", encoder_seed=0, demos="", out="", label=None, bc=BCConfig(hidden=32, layers=2),
@@ -36,6 +39,14 @@ CONFIG = TrainConfig(
     epochs=3, batch_size=32, seed=0, cache="", threads=1,
 )  # fmt: skip
 LEARNED = [name for name, entry in POLICIES.items() if entry.recipe]
+
+
+@pytest.fixture(scope="session")
+def two_frames(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An encoder of two frames that takes no fewer."""
+    folder = tmp_path_factory.mktemp("two-frames")
+    save_encoder(folder, EgoDTMEncoder(VideoViTConfig.of_size("nano", frames=2), name="two-frames"))
+    return str(folder)
 
 
 def trained(toy_demos: Path, folder: Path, **changes: object) -> Path:
@@ -142,11 +153,13 @@ def test_another_environment_contract_is_refused_with_the_difference(toy_demos: 
 
 
 @pytest.mark.parametrize("readout", list(READOUTS))
-def test_cached_features_are_those_of_the_policy(toy_demos: Path, tmp_path: Path, readout: str) -> None:
+def test_cached_features_are_those_of_the_policy(
+    toy_demos: Path, tmp_path: Path, readout: str, two_frames: str
+) -> None:
     """What training read for step t is what acting computes at step t, history and all."""
     backbone = BackboneConfig(readout=readout)
     policy, _ = load_policy(
-        trained(toy_demos, tmp_path, encoder="random:egodtm-tiny", stride_steps=2, frames=2, backbone=backbone, steps=1)
+        trained(toy_demos, tmp_path, encoder=two_frames, stride_steps=2, frames=2, backbone=backbone, steps=1)
     )
     with DemoFile(toy_demos) as demos:
         cached = demo_features(policy.backbone, demos, tmp_path / "cache", "test")["front"]
@@ -171,13 +184,15 @@ def test_cached_features_are_those_of_the_policy(toy_demos: Path, tmp_path: Path
         np.testing.assert_allclose(torch.cat(seen).numpy(), cached[rows], atol=tolerance)
 
 
-@pytest.mark.parametrize(("encoder", "kept"), [("random:egom2p-tiny", 1), ("random:egodtm-tiny", 2)])
 def test_a_policy_of_one_image_takes_as_short_a_clip_as_there_is(
-    toy_demos: Path, tmp_path: Path, encoder: str, kept: int
+    toy_demos: Path, tmp_path: Path, two_frames: str
 ) -> None:
-    policy, artifact = load_policy(trained(toy_demos, tmp_path, encoder=encoder, frames=1, steps=1))
-    assert policy.spec.frames == 1 and policy.backbone.encoder.spec.frames == kept
-    assert artifact.config["encoder"]["spec"]["frames"] == kept
+    for encoder, kept in (("random:egom2p-tiny", 1), ("random:egodtm-tiny", 1), (two_frames, 2)):
+        policy, artifact = load_policy(
+            trained(toy_demos, tmp_path / Path(encoder).name, encoder=encoder, frames=1, steps=1)
+        )
+        assert policy.spec.frames == 1 and policy.backbone.encoder.spec.frames == kept
+        assert artifact.config["encoder"]["spec"]["frames"] == kept
 
 
 def test_read_outs_with_the_same_need_share_the_cache(toy_demos: Path, tmp_path: Path) -> None:
