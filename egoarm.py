@@ -43,7 +43,7 @@ COMMANDS: dict[str, Command] = {
     "probe": Command("probe", "pretrain.downstream.probe:ProbeConfig", "pretrain.downstream.probe:run", "benchmarks of encoders, with intervals and paired differences"),
     "pretrain": Command("pretrain", "pretrain.egodtm.train:PretrainConfig", "pretrain.egodtm.train:run", "pretrain a video encoder on a clip store"),
     "pretrain arms": Command("pretrain_arms", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "EgoDTM and its twins, trained and measured as they learn"),
-    "pretrain robots": Command("pretrain_robots", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "EgoDTM and its twin without depth go on with clips of robot arms and furniture"),
+    "pretrain robots": Command("pretrain_robots", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "EgoDTM and its twin without depth on clips of robot arms and furniture, measured"),
     "pretrain ablation": Command("pretrain_ablation", "pretrain.downstream.arms:ArmsConfig", "pretrain.downstream.arms:run", "one change at a time of EgoDTM's recipe, trained and measured"),
     "pretrain egom2p": Command("pretrain_egom2p", "pretrain.egom2p.train:EgoM2PTrainConfig", "pretrain.egom2p.train:run", "pretrain EgoM2P on token stores"),
     "pretrain egom2p-chain": Command("pretrain_egom2p_chain", "pretrain.downstream.egom2p_chain:ChainConfig", "pretrain.downstream.egom2p_chain:run", "clips, tokenizers, EgoM2P and its four tasks, measured and published"),

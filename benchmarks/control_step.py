@@ -3,7 +3,7 @@
 python -m benchmarks.control_step --json control_step.json
 python -m benchmarks.control_step --encoders runs/egom2p/encoder egodtm-tiny
 
-Side by side in one run: EgoDTM-Tiny on 2 frames of 112 px, EgoM2P-Tiny on 1, 5 and 9 frames of 64 px (1, 2 and 3 steps of tokens),
+Side by side in one run: EgoDTM-Tiny on 2 frames of 112 px, as shipped (four blocks, one image), EgoM2P-Tiny on 1, 5 and 9 frames of 64 px (1, 2 and 3 steps of tokens),
 timm's ViT-Tiny on one image of 224 px, 16 x 16 pixels. Frames of 128 px, as the environments render them; one clip (one
 environment) and a batch. Best of several calls, processor time of all threads.
 """
@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 
+from pretrain.egodtm.encoder import EgoDTMEncoder
+from pretrain.egodtm.video_vit import VideoViTConfig
 from pretrain.egom2p.encoder import random_encoder
 from pretrain.encoder import VideoEncoder, load_encoder
 
@@ -49,7 +51,8 @@ def main() -> int:
 
 def default_encoders() -> dict[str, VideoEncoder]:
     return {
-        "EgoDTM-Tiny": load_encoder("egodtm-tiny"),
+        "EgoDTM-Tiny": EgoDTMEncoder(VideoViTConfig.of_size("tiny", frames=2, stem="conv"), name="EgoDTM-Tiny").eval(),
+        "EgoDTM-Tiny as shipped": load_encoder("egodtm-tiny"),
         **{f"EgoM2P-Tiny, T = {frames}": random_encoder("tiny", seed=0, frames=frames) for frames in (1, 5, 9)},
         "timm ViT-Tiny": load_encoder("timm/vit_tiny_patch16_224"),
         "16 x 16 pixels": load_encoder("pixels-16x16"),

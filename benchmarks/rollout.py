@@ -223,7 +223,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--qualities", nargs="+", default=["fast", "full"], choices=["fast", "full"], metavar="QUALITY")
     parser.add_argument("--workers", nargs="+", type=int, default=[1, 2], help="simulator processes, one row each")
     parser.add_argument("--envs", type=int, default=8, help="environments at a time")
-    parser.add_argument("--frames", type=int, default=1, help="of a clip that the encoder sees; 2 is egodtm-tiny")
+    parser.add_argument("--frames", type=int, default=1, help="of a clip that the encoder sees")
     parser.add_argument("--image-size", type=int, default=112, help="pixels, of the images drawn and of the encoder")
     parser.add_argument("--execute-steps", type=int, default=1, help="of each predicted chunk; the plain loop has 1")
     parser.add_argument("--rounds", type=int, default=3, help="in which the loops take turns")
