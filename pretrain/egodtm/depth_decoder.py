@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pretrain.egodtm.data import SPREADS
+
 # Keeps every bin at least this wide before normalisation, so that no bin collapses.
 MINIMUM_BIN = 0.1
 
@@ -50,8 +52,8 @@ class LinearDepth(nn.Module):
     The layer's unit is the mean deviation of depth scaled by its spread, so that its weights need not shrink first.
     """
 
-    # Of the layer's output in inverse depth, beside a mean of 1/2: what one mean deviation is with depth_scaling=spread.
-    UNIT = 1 / 6
+    # One of the layer's output in inverse depth: one mean deviation of depth_scaling=spread, about a mean of 1/2.
+    UNIT = 1 / (2 * SPREADS)
 
     def __init__(self, width: int, scale: int) -> None:
         super().__init__()
