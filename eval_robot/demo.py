@@ -29,7 +29,7 @@ from pretrain.egodtm.train import PretrainConfig
 from pretrain.egodtm.train import run as pretrain
 
 # Label -> encoder. The random twin is the same network with fresh weights of its own initialization. The last row has the
-# weights that ship with the package, trained for fifty times as many clips as the demo's own.
+# weights that ship with the package, trained for more than a hundred times as many clips as the demo's own.
 ROWS = {
     "proprioception": "none",
     "random ViT": "random:{encoder}",

@@ -184,7 +184,7 @@ class VideoEncoder(nn.Module, ABC):
         """
         if video.ndim == 5 and video.shape[1] != self.spec.frames:
             raise ValueError(
-                f"encoder {self.spec.name!r} takes {self.spec.frames} frames a clip, got {video.shape[1]}; "
+                f"encoder {self.spec.name!r} takes {self.spec.frames} frame{'s' * (self.spec.frames > 1)} a clip, got {video.shape[1]}; "
                 "repeat the oldest frame to fill a shorter history"
             )
         spec = self.spec

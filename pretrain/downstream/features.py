@@ -69,7 +69,7 @@ class Extractor:
         spec = subject.encoder.spec
         if spec.frames not in (1, frames):
             raise ValueError(
-                f"{subject.name} takes {spec.frames} frames a clip, this measurement is of {frames}: encoders of one table see "
+                f"{subject.name} takes {spec.frames} frame{'s' * (spec.frames > 1)} a clip, this measurement is of {frames}: encoders of one table see "
                 "the same frames; measure it in a table of its own"
             )
         self.subject = subject.to(device)

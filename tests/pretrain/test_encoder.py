@@ -225,7 +225,7 @@ def test_artifact_with_missing_and_surplus_tensors(tmp_path: Path) -> None:
 
 def test_wrong_input_is_refused() -> None:
     encoder = encoder_of("egodtm-tiny")
-    with pytest.raises(ValueError, match="takes 1 frames a clip, got 3; repeat the oldest"):
+    with pytest.raises(ValueError, match="takes 1 frame a clip, got 3; repeat the oldest"):
         encoder.preprocess(torch.zeros(1, 3, 8, 8, 3, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"expected uint8 \[B, T, H, W, 3\] RGB, got float32"):
         encoder.preprocess(torch.zeros(1, 1, 8, 8, 3))
