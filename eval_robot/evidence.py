@@ -174,8 +174,12 @@ def gather(design: Design, reports: Iterable[EvalReport]) -> Evidence:
                 outcomes[condition, task, row] = np.array(
                     [[episode.success for episode in report.episodes] for report in own], bool
                 )
-    if not outcomes:
+    if design.main not in seeds:
         raise FileNotFoundError("no training seed has all rows of all tasks yet; run `egoarm study` on")
+    if (design.main, design.tasks[0], design.reference) not in outcomes:
+        raise FileNotFoundError(
+            f"the reference {design.reference!r} has no report at {design.main.name} yet; run `egoarm study` on, or name another reference="
+        )
     protocol = next(iter(found.values())).header["protocol"]
     return Evidence(design=design, protocol=protocol, seeds=seeds, outcomes=outcomes, reports=tuple(kept))
 

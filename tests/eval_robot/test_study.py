@@ -134,6 +134,10 @@ def test_only_whole_training_seeds_count() -> None:
         gather(design, [r for r in reports if r.label != "ours" or r.task != TASKS[1]])
     with pytest.raises(FileNotFoundError, match="no report"):
         gather(design, [])
+    with pytest.raises(FileNotFoundError, match="reference 'random' has no report"):
+        gather(design, [r for r in reports if r.label != "random"])
+    with pytest.raises(FileNotFoundError, match="no training seed"):
+        gather(design, [r for r in reports if r.header["level"] != "varied-1"])
 
 
 @pytest.mark.parametrize(
