@@ -72,6 +72,7 @@ class StudyConfig:
         counts: numbers of demonstrations besides all of them.
         readouts: the first is used throughout, the others at the level with all demonstrations.
         varied_seeds: shifts, counts and further readouts are run for the first so many of `seeds`; None: for all.
+        varied_rows: the rows of `only` they are run for; None: all.
     """
 
     out: str
@@ -92,6 +93,7 @@ class StudyConfig:
     counts: tuple[int, ...]
     readouts: tuple[str, ...]
     varied_seeds: int | None
+    varied_rows: tuple[str, ...] | None
     retries: int
     launcher: str
     workers: int
@@ -110,6 +112,7 @@ class StudyConfig:
             find_level(level)
         named = {
             "only": self.only or (),
+            "varied_rows": self.varied_rows or (),
             "reference": (self.reference,),
             "pairs": [r for pair in self.pairs for r in pair],
         }
@@ -201,20 +204,27 @@ def _slug(name: str) -> str:
 def units(config: StudyConfig) -> list[Unit]:
     """All units: by training seed, the main cells first, then other numbers of demonstrations and other read-outs."""
     main, every = config.readouts[0], config.demos.episodes
+    varied_rows = set(config.chosen if config.varied_rows is None else config.varied_rows)
+    varied_seeds = config.seeds[: config.varied_seeds]
+    shapes = [
+        (main, every),
+        *((main, count) for count in sorted(config.counts, reverse=True)),
+        *((readout, every) for readout in config.readouts[1:]),
+    ]
     found = []
     for seed in config.seeds:
-        shapes = [(main, every, (config.level,))]
-        if seed in config.seeds[: config.varied_seeds]:
-            shapes = [(main, every, config.levels)]
-            shapes += [(main, count, (config.level,)) for count in sorted(config.counts, reverse=True)]
-            shapes += [(readout, every, (config.level,)) for readout in config.readouts[1:]]
-        for readout, count, levels in shapes:
+        for readout, count in shapes:
+            is_main = (readout, count) == (main, every)
             for task in config.tasks:
-                for row in config.chosen:
-                    if readout != main and config.rows[row].encoder == "none":
+                for label, row in config.chosen.items():
+                    is_varied = seed in varied_seeds and label in varied_rows
+                    if not is_main and not is_varied:
+                        continue
+                    if readout != main and row.encoder == "none":
                         continue  # without images there is nothing to read out
+                    levels = config.levels if is_main and is_varied else (config.level,)
                     found.append(
-                        Unit(task=task, row=row, readout=readout, demonstrations=count, seed=seed, levels=levels)
+                        Unit(task=task, row=label, readout=readout, demonstrations=count, seed=seed, levels=levels)
                     )
     return found
 

@@ -219,6 +219,10 @@ def test_the_grid(tmp_path: Path) -> None:
     found = units(replace(config, varied_seeds=1))
     assert [unit.seed for unit in found] == [3] * 7 + [4] * 3
     assert {unit.levels for unit in found if unit.seed == 4} == {("clean",)}
+    found = units(replace(config, varied_rows=("16x16 pixels",)))
+    assert [unit.row for unit in found if unit.readout == "pooled" or unit.demonstrations == 2] == ["16x16 pixels"] * 4
+    assert {unit.row for unit in found if len(unit.levels) == 2} == {"16x16 pixels"}
+    assert len({unit.row for unit in found if unit.levels == ("clean",) and unit.demonstrations == 3}) == 3
 
 
 @pytest.mark.parametrize(
@@ -232,6 +236,7 @@ def test_the_grid(tmp_path: Path) -> None:
         (["counts=[3]"], "counts="),
         (["readouts=[gird]"], "readouts="),
         (["varied_seeds=0"], "varied_seeds=0"),
+        (["varied_rows=[pixels]"], "varied_rows= names pixels"),
         (["launcher=slurm"], "launcher=slurm"),
         (["eval.stop=sequential", "eval.episodes=20"], "eval.stop=sequential"),
         (["shifts=[camera-9]"], "camera-9"),
