@@ -129,7 +129,10 @@ def _print(config: PlanConfig, plans: Sequence[Plan]) -> None:
 
 
 def sentence(config: PlanConfig, plans: Sequence[Plan]) -> str:
-    """The cheapest plan, in words. One training seed is a plan only where seeds do not differ."""
+    """The cheapest plan, in words: of those that reach the power by simulation too, if any does.
+
+    One training seed is a plan only where seeds do not differ.
+    """
     honest = [row for row in plans if row.training_seeds > 1 or config.seed_sd == 0]
     enough = [row for row in honest if row.hours is not None]
     if not enough:
@@ -137,7 +140,8 @@ def sentence(config: PlanConfig, plans: Sequence[Plan]) -> str:
             f"A gain of {100 * config.gain:g} points cannot be seen with {', '.join(str(row.training_seeds) for row in plans)} training seeds: "
             "they differ too much; add training seeds or tasks."
         )
-    best = min(enough, key=lambda row: (row.hours, -row.training_seeds))
+    reached = [row for row in enough if row.simulated_power is None or row.simulated_power >= config.power]
+    best = min(reached or enough, key=lambda row: (row.hours, row.training_seeds))  # training costs too
     return (
         f"A gain of {100 * config.gain:g} points takes {best.episodes} episodes of each of {best.training_seeds} policies a row and task, "
         f"{best.hours:.1f} hours for {config.rows} rows here."

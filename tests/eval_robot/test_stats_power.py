@@ -14,7 +14,7 @@ from scipy.stats import norm
 from statsmodels.stats.power import TTestPower
 
 from egoarm import COMMANDS, compose, main
-from eval_robot.plan import plan, seconds_per_episode
+from eval_robot.plan import Plan, plan, seconds_per_episode, sentence
 from eval_robot.power import Model, both_succeed
 from eval_robot.records import EvalReport
 
@@ -122,6 +122,15 @@ def test_a_plan_of_a_small_study_is_checked_by_simulation() -> None:
     assert made.episodes is not None and made.simulated_power is not None and made.simulated_power >= 0.6
     assert made.hours == pytest.approx(2 * 3 * 3 * made.episodes * 2.0 / 3600)
     assert plan(config, 1, 2.0).simulated_power is None, "one training seed hides how seeds differ"
+
+
+def test_the_plan_in_words_is_the_cheapest_that_simulation_bears_out() -> None:
+    config = compose(COMMANDS["study plan"], ["gain=0.10"])
+    few = Plan(training_seeds=3, episodes=13, hours=0.65, simulated_power=0.75)
+    some = Plan(training_seeds=5, episodes=8, hours=0.7, simulated_power=0.83)
+    many = Plan(training_seeds=10, episodes=4, hours=0.7, simulated_power=0.82)
+    assert "8 episodes of each of 5 policies" in sentence(config, [many, few, some])
+    assert "13 episodes of each of 3 policies" in sentence(config, [few]), "no other plan is there"
 
 
 def test_seconds_come_from_reports_that_say_them(tmp_path: Path) -> None:
