@@ -20,7 +20,11 @@ from eval_robot.evidence import Evidence, short
 from eval_robot.stats import wilson_interval
 
 COLOURS = ("#9aa7b2", "#e0a458", "#0b6e99", "#2d9d5c", "#8661c1", "#c0504d")
-STUDY_COLOURS = ("#9aa7b2", "#e0a458", "#c9b79c", "#8661c1", "#7fb3c8", "#0b6e99", "#2d9d5c", "#1c2733", "#c0504d")
+# As many as a study has rows: one used twice cannot be told apart in the lines.
+STUDY_COLOURS = (
+    "#9aa7b2", "#e0a458", "#c9b79c", "#8661c1", "#7fb3c8", "#0b6e99", "#2d9d5c", "#93cfa8", "#e8a39c", "#c0504d", "#7a5230", "#1c2733",
+    "#d98cb3", "#a3a11a", "#17a2a2",
+)  # fmt: skip
 LOSSES = ("loss", "contrastive", "depth")
 _STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "egoarm"}
 
